@@ -1,0 +1,46 @@
+# make demo   install into a virtual environment, train a small model for two minutes, generate text
+# make test   install into a virtual environment, lint, type check, run all tests
+# PYTHON chooses the interpreter: make test PYTHON=python3.12 (its own environment, without torch)
+
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV ?= .venv$(if $(filter python3,$(PYTHON)),,-$(VERSION))
+BIN := $(VENV)/bin
+comma := ,
+# An open torch requirement pulls gigabytes of CUDA; constraints.txt pins it, for Python 3.11 only.
+TORCH := $(if $(filter 3.11,$(VERSION)),$(comma)torch)
+SEED ?= 0
+
+.PHONY: demo test lint types unit install clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m megalodon_jax demo --seed $(SEED)
+
+test: lint types unit
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+unit: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2
+
+install: $(VENV)/.test
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train]"
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench$(TORCH)]"
+	touch $@
+
+clean:
+	rm -rf .venv .venv-* build *.egg-info .pytest_cache .ruff_cache .hypothesis

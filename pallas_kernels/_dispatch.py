@@ -1,0 +1,108 @@
+"""Which implementation of an op runs, why, and what to do when none can.
+
+`NotImplementedError` (here `KernelUnavailable`) means "not this implementation, try the next"; `ValueError` means
+"your input is wrong, stop". `implementation=None` never raises outside `strict()`: it takes the first implementation
+that does not refuse, and logs a fallback once.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import jax
+
+from pallas_kernels import _settings
+
+logger = logging.getLogger("pallas_kernels")
+
+
+class KernelUnavailable(NotImplementedError):
+    """A named implementation cannot run here: carries op, implementation, reason and what to change."""
+
+    def __init__(self, op: str, implementation: str, reason: str, remedy: str):
+        self.op, self.implementation, self.reason, self.remedy = op, implementation, reason, remedy
+        super().__init__(f"{op}: implementation {implementation!r} is not available: {reason}. {remedy}")
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an op; `refuse(settings, *args, **kwargs)` gives the reason why it cannot, or None."""
+
+    name: str
+    run: Callable
+    refuse: Callable[..., str | None]
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op: validation and its implementations, fastest first, the reference last."""
+
+    name: str
+    check: Callable[..., None]
+    implementations: tuple[Implementation, ...]
+
+    def __call__(self, *args, implementation: _settings.Implementation = None, **kwargs):
+        """Validate, choose, run."""
+        self.check(*args, **kwargs)
+        return self.choose(implementation, *args, **kwargs).run(*args, **kwargs)
+
+    def refusals(self, *args, **kwargs) -> dict[str, str | None]:
+        """Reason for refusing, or None, for every known implementation name."""
+        settings = _settings.current()
+        present = {i.name: i for i in self.implementations}
+        return {
+            name: present[name].refuse(settings, *args, **kwargs)
+            if name in present
+            else f"this version has no such kernel for {self.name}"
+            for name in _settings.IMPLEMENTATIONS
+        }
+
+    def choose(self, implementation: _settings.Implementation, *args, **kwargs) -> Implementation:
+        """The implementation that would run.
+
+        Raises:
+            KernelUnavailable: a named implementation (or every one of a tuple) refuses; or, under `strict()` on a GPU
+                target, no kernel is available.
+            ValueError: unknown implementation name.
+        """
+        _settings.check_implementation(self.name, implementation)
+        settings = _settings.current()
+        asked = settings.override(self.name) if implementation is None else implementation
+        refusals = self.refusals(*args, **kwargs)
+        present = {i.name: i for i in self.implementations}
+        if asked is None:
+            return self._best(settings, present, refusals)
+        names = (asked,) if isinstance(asked, str) else asked
+        for name in names:
+            if refusals[name] is None:
+                return present[name]
+        reason = "; ".join(f"{name}: {refusals[name]}" for name in names) if len(names) > 1 else refusals[names[0]]
+        raise KernelUnavailable(
+            self.name, " or ".join(names), str(reason), 'Use implementation=None or "xla", or see explain().'
+        )
+
+    def _best(self, settings, present, refusals) -> Implementation:
+        chosen = next(i for i in self.implementations if refusals[i.name] is None)
+        if chosen.name == "xla" and on_gpu(settings):
+            reason = refusals["triton"]
+            if settings.strict:
+                raise KernelUnavailable(
+                    self.name, "triton", str(reason), 'Pass implementation="xla" where the reference is meant to run.'
+                )
+            _log_once(f"{self.name}: using the reference implementation 'xla': {reason}.")
+        return present[chosen.name]
+
+
+def on_gpu(settings: _settings.Settings) -> bool:
+    """Is the program meant for an NVIDIA GPU: by `compile_for`, else by the default backend?"""
+    return settings.target is not None or jax.default_backend() == "gpu"
+
+
+def never(*args, **kwargs) -> None:
+    """`refuse` of an implementation that always runs."""
+
+
+@cache
+def _log_once(message: str) -> None:
+    logger.info(message)

@@ -1,0 +1,1 @@
+"""Chunked attention: `api` holds the public function."""

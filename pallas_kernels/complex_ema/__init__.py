@@ -1,0 +1,1 @@
+"""ComplexEMA: `api` holds the public function."""

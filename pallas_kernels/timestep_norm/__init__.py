@@ -1,0 +1,1 @@
+"""TimestepNorm: `api` holds the public function."""

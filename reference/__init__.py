@@ -1,0 +1,11 @@
+"""Pure-jnp reference implementations of the three ops: what runs on CPU and wherever a kernel refuses.
+
+`reference.oracle_numpy` holds the float64 step-by-step oracle, `reference.oracle_torch` (needs torch) an independent
+PyTorch model; neither is imported from here.
+"""
+
+from reference.chunked_attention import chunked_attention
+from reference.complex_ema import complex_ema
+from reference.timestep_norm import timestep_norm
+
+__all__ = ["chunked_attention", "complex_ema", "timestep_norm"]

@@ -1,0 +1,233 @@
+r"""Complex exponential moving average, pure jnp (Megalodon, arXiv 2404.08801, section 3.1).
+
+Recurrence, per batch row and feature, over N complex states:
+
+    h[t] = q h[t-1] + p x[t]                    y[t] = Re(sum_n gamma_n h[t, n]) + omega x[t]
+
+Chunked form. Cut time into chunks of T steps and let `h` be the state entering a chunk. Inside the chunk
+
+    y[t]  = sum_{j<=t} k[t-j] x[j] + Re(sum_n gamma_n q_n^(t+1) h_n),    k[i] = Re(sum_n gamma_n p_n q_n^i) + omega [i=0]
+    h'    = q^T h + sum_j p q^(T-1-j) x[j]
+
+so a chunk is three small matrix products per feature (`ChunkOperators`), and only one state per chunk is carried
+step by step. Powers of q come from repeated squaring of q itself, never from exp(j log q) over the whole length: the
+error does not grow with the length, and q = 0 needs no special case.
+
+Memory. Chunks are grouped into blocks; `lax.scan` walks over blocks and each block is rematerialised in the backward,
+so beside inputs and outputs only one state per block is kept, and the working set of a block stays in cache. The
+derivatives of the powers are written by hand (d q^j = j q^(j-1) dq), everything else is a matrix product whose
+transpose JAX knows: reverse mode, forward mode and higher derivatives all work.
+
+Packed documents reset the state inside a chunk, which makes the operators differ from row to row; there the recurrence
+is run step by step (a scan over checkpointed chunks), and `where` throws the old state away, so nothing of one
+document reaches another.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Complex64, Float, Float32, Int
+
+from reference._segments import state_resets, valid_tokens
+
+_CHUNK = 32  # T: steps per chunk; measured fastest among 32, 64, 128 on CPU
+_BLOCK = 512  # steps per rematerialised block
+_PACKED_CHUNK = 64  # steps per rematerialised chunk of the packed path
+
+_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+
+class ChunkOperators(NamedTuple):
+    """The linear maps of one chunk of T steps, per feature; complex pairs are stacked as (real, imaginary) halves."""
+
+    kernel: Float32[Array, "D T T"]  # [j, t] = k[t-j]
+    write: Float32[Array, "D T 2N"]  # chunk input -> state leaving the chunk
+    read: Float32[Array, "D 2N T"]  # state entering the chunk -> output
+    decay: Complex64[Array, "D N"]  # q^T
+
+
+@partial(jax.jit, static_argnames="return_state")
+def complex_ema(
+    x: Float[Array, "B L D"],
+    p: Float32[Array, "D N"],
+    q: Complex64[Array, "D N"],
+    gamma: Complex64[Array, "D N"],
+    omega: Float32[Array, " D"] | None = None,
+    *,
+    h0: Complex64[Array, "B D N"] | None = None,
+    mask: Bool[Array, "B L"] | None = None,
+    segment_ids: Int[Array, "B L"] | None = None,
+    return_state: bool = False,
+):
+    """Reference complex_ema; arguments, shapes and meaning as in `pallas_kernels.complex_ema`."""
+    valid = valid_tokens(mask, segment_ids)
+    inputs = x.astype(jnp.float32)
+    if valid is not None:
+        inputs = jnp.where(valid[..., None], inputs, 0.0)
+    if h0 is None:
+        h0 = jnp.zeros((x.shape[0], *p.shape), jnp.complex64)
+    if segment_ids is None:
+        if x.shape[1] == 1:
+            y, h = _step(inputs, p, q, gamma, h0)
+        else:
+            y, h = _chunked(inputs, p, q, gamma, h0)
+    else:
+        assert valid is not None
+        y, h = _packed(inputs, p, q, gamma, h0, state_resets(segment_ids), valid, return_state)
+    if omega is not None:
+        y = y + omega * inputs
+    y = y.astype(x.dtype)
+    return (y, h) if return_state else y
+
+
+def _step(x, p, q, gamma, h0):
+    h = q * h0 + (p * x[:, 0, :, None]).astype(q.dtype)
+    return jnp.sum(jnp.real(gamma * h), -1)[:, None], h
+
+
+def _chunked(x, p, q, gamma, h0):
+    """The plain path: whole blocks, then the chunks that are left, then the steps that are left."""
+    length = x.shape[1]
+    whole = length - length % _BLOCK
+    chunks = length - length % _CHUNK
+    powers = _powers(q, min(length, _CHUNK) + 1)
+    outputs, h = [], h0
+    for start, stop, block, chunk in (
+        (0, whole, _BLOCK, _CHUNK),
+        (whole, chunks, chunks - whole, _CHUNK),
+        (chunks, length, length - chunks, length - chunks),
+    ):
+        if stop > start:
+            # The barrier keeps XLA from forming the operators again inside every block.
+            operators = ChunkOperators(*lax.optimization_barrier(_operators(p, gamma, powers, chunk)))
+            y, h = _scan_blocks(x[:, start:stop], operators, h, block)
+            outputs.append(y)
+    return (outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)), h
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _powers(q: Complex64[Array, "D N"], count: int) -> Complex64[Array, "D N count"]:
+    """q^0 .. q^(count-1) by repeated squaring."""
+    powers, square = jnp.ones_like(q)[..., None], q[..., None]
+    while powers.shape[-1] < count:
+        powers = jnp.concatenate([powers, powers * square], axis=-1)
+        square = square * square
+    return powers[..., :count]
+
+
+@_powers.defjvp
+def _powers_jvp(count, primals, tangents):
+    (q,), (dq,) = primals, tangents
+    powers = _powers(q, count)
+    exponents = jnp.arange(1, count, dtype=jnp.float32).astype(jnp.complex64)
+    slopes = exponents * powers[..., :-1] * dq[..., None]
+    return powers, jnp.concatenate([jnp.zeros_like(powers[..., :1]), slopes], axis=-1)
+
+
+def _operators(p, gamma, powers, chunk: int) -> ChunkOperators:
+    p = p.astype(powers.dtype)
+    taps = jnp.sum(jnp.real((gamma * p)[..., None] * powers[..., :chunk]), axis=1)
+    write = p[..., None] * powers[..., chunk - 1 :: -1] if chunk > 1 else p[..., None] * powers[..., :1]
+    read = gamma[..., None] * powers[..., 1 : chunk + 1]
+    return ChunkOperators(
+        kernel=_toeplitz(taps),
+        write=jnp.concatenate([jnp.real(write), jnp.imag(write)], axis=1).transpose(0, 2, 1),
+        read=jnp.concatenate([jnp.real(read), -jnp.imag(read)], axis=1),
+        decay=powers[..., chunk],
+    )
+
+
+def _toeplitz(taps: Float32[Array, "D T"]) -> Float32[Array, "D T T"]:
+    """[j, t] = taps[t-j], zero below the diagonal: one broadcast and reshapes, so that the backward has no scatter."""
+    features, size = taps.shape
+    row = jnp.concatenate([taps, jnp.zeros_like(taps)], axis=1)
+    rows = jnp.broadcast_to(row[:, None], (features, size, 2 * size)).reshape(features, -1)
+    skewed = rows[:, : size * (2 * size - 1)].reshape(features, size, 2 * size - 1)
+    return skewed[:, :, :size]
+
+
+def _scan_blocks(x, operators: ChunkOperators, h0, block: int):
+    """Walk over blocks of all rows in one scan: row b owns blocks b*n .. b*n+n-1, so no activation is transposed."""
+    batch, length, features = x.shape
+    count = length // block
+
+    @jax.checkpoint
+    def body(h, inputs):
+        x_block, index = inputs
+        row = index // count
+        h = jnp.where(index % count == 0, h0[row], h)
+        y, h = _block(x_block, operators, h)
+        return h, (y, h)
+
+    steps = (x.reshape(batch * count, block, features), jnp.arange(batch * count))
+    _, (y, states) = lax.scan(body, h0[0], steps)
+    return y.reshape(batch, length, features), states[count - 1 :: count]
+
+
+def _block(x, operators: ChunkOperators, h):
+    """One block of one row: x [block, D], h [D, N] -> y [block, D], state leaving the block."""
+    kernel, write, read, decay = operators
+    states, chunk = decay.shape[1], kernel.shape[1]
+    chunks = _feature_major(x, chunk)
+    # The barrier keeps the product a matrix product: without it XLA repeats it inside the scan.
+    sources = lax.optimization_barrier(_einsum("dcj,djn->cdn", chunks, write))
+
+    def carry(pair, source):
+        re, im = pair
+        a, b = jnp.real(decay), jnp.imag(decay)
+        leaving = (a * re - b * im + source[:, :states], a * im + b * re + source[:, states:])
+        return leaving, jnp.concatenate(pair, axis=-1)
+
+    (re, im), entering = lax.scan(carry, (jnp.real(h), jnp.imag(h)), sources)
+    y = _einsum("dcj,djt->dct", chunks, kernel) + _einsum("cdn,dnt->dct", entering, read)
+    return _time_major(y), lax.complex(re, im)
+
+
+# One transpose per chunk plus a permutation of whole rows is several times faster on CPU than the direct transpose.
+def _feature_major(x, chunk: int):
+    """[block, D] -> [D, chunks, chunk]"""
+    return lax.map(jnp.transpose, x.reshape(-1, chunk, x.shape[1])).transpose(1, 0, 2)
+
+
+def _time_major(y):
+    """[D, chunks, chunk] -> [block, D]"""
+    return lax.map(jnp.transpose, y.transpose(1, 0, 2)).reshape(-1, y.shape[0])
+
+
+def _packed(x, p, q, gamma, h0, resets, valid, return_state: bool):
+    """Step by step with resets; states laid out [B, N, D] so that the vector lanes run over features."""
+    batch, length, features = x.shape
+    pad = -length % _PACKED_CHUNK
+    p, q_re, q_im = p.T, jnp.real(q).T, jnp.imag(q).T
+    gamma_re, gamma_im = jnp.real(gamma).T, jnp.imag(gamma).T
+
+    def step(carry, inputs):
+        (re, im), last = carry
+        x_t, reset, keep = inputs
+        re, im = (jnp.where(reset[:, None, None], 0.0, part) for part in (re, im))
+        re, im = q_re * re - q_im * im + p * x_t[:, None], q_re * im + q_im * re
+        if return_state:
+            last = tuple(
+                jnp.where(keep[:, None, None], new, old) for new, old in zip((re, im), last, strict=True)
+            )
+        return ((re, im), last), jnp.sum(gamma_re * re - gamma_im * im, axis=1)
+
+    @jax.checkpoint
+    def chunk(carry, inputs):
+        return lax.scan(step, carry, inputs)
+
+    def chunks(a):  # [B, L, ...] -> [chunks, T, B, ...]; padding steps are not valid, so they never reach `last`
+        a = jnp.pad(a, ((0, 0), (0, pad)) + ((0, 0),) * (a.ndim - 2))
+        return jnp.moveaxis(a, 1, 0).reshape(-1, _PACKED_CHUNK, batch, *a.shape[2:])
+
+    start = tuple(part.transpose(0, 2, 1) for part in (jnp.real(h0), jnp.imag(h0)))
+    carry = (start, start if return_state else ())
+    (_, last), y = lax.scan(chunk, carry, (chunks(x), chunks(resets), chunks(valid)))
+    y = jnp.moveaxis(y.reshape(-1, batch, features)[:length], 0, 1)
+    h = lax.complex(*last).transpose(0, 2, 1) if return_state else None
+    return y, h
+
+
