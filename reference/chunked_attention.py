@@ -33,19 +33,31 @@ def chunked_attention(
     precision: Precision = None,
 ) -> Float[Array, "B L H V"]:
     """Reference chunked_attention; arguments, shapes and meaning as in `pallas_kernels.chunked_attention`."""
+    blocks = chunk_blocks(q, k, v, chunk_size=chunk_size, mask=mask, segment_ids=segment_ids)
+    return join_blocks(masked_attention(*blocks, precision=precision), q.shape[1])
+
+
+def chunk_blocks(q, k, v, *, chunk_size: int, mask=None, segment_ids=None):
+    """Cut into blocks of C queries and the C (packed: 2 C) keys they can see, with the pairs that are allowed.
+
+    Returns q [B, n, C, H, K], k [B, n, S, H, K], v [B, n, S, H, V], allowed [B, n, 1, C, S].
+    """
     batch, length = q.shape[:2]
     chunk = min(chunk_size, length)
     valid = valid_tokens(mask, segment_ids)
-    q, k, v = (_blocks(a, chunk) for a in (q, k, v))
     keys = jnp.ones((batch, length), bool) if valid is None else valid
-    keys = _blocks(keys, chunk)
+    q, k, v, keys = (_blocks(a, chunk) for a in (q, k, v, keys))
     if segment_ids is None:
         allowed = jnp.tril(jnp.ones((chunk, chunk), bool)) & keys[:, :, None, :]
     else:
         k, v = (_with_previous(a) for a in (k, v))
         allowed = _packed_allowed(segment_ids, keys, chunk_size, chunk)
-    o = masked_attention(q, k, v, allowed[:, :, None], precision=precision)
-    return o.reshape(batch, -1, *o.shape[3:])[:, :length]
+    return q, k, v, allowed[:, :, None]
+
+
+def join_blocks(o: Float[Array, "B n C H V"], length: int) -> Float[Array, "B L H V"]:
+    """Undo the cut of `chunk_blocks`: drop the padding of the last block."""
+    return o.reshape(o.shape[0], -1, *o.shape[3:])[:, :length]
 
 
 def masked_attention(

@@ -1,0 +1,187 @@
+"""`MegalodonConfig`: every size, switch and dtype of a model, validated, hashable, JSON in and out."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+InitMode = Literal["gaussian", "xavier", "he", "bert", "none"]
+GemmBackend = Literal["default"]
+Variant = Literal["hf", "original"]
+
+_DTYPES = ("param_dtype", "compute_dtype", "accum_dtype", "softmax_dtype")
+_SIZES = (
+    "vocab_size", "model_dim", "num_layers", "num_heads", "z_dim", "value_dim", "ffn_hidden_dim", "cema_ndim",
+    "chunk_size", "norm_num_groups",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MegalodonConfig:
+    """Sizes, switches and dtypes of a Megalodon model (defaults: megalodon-hf's 0.19 B model).
+
+    `output_size=-1` means vocab_size. `share_emb` ties the output head to the embedding; None ties it when the widths
+    agree. `pad_token_id` as an int makes that token embed to zero; use None for byte vocabularies.
+    `max_cache_len` other than chunk_size, or `cache_unbounded`, makes cached attention a sliding window of
+    `max_cache_len` keys. `variant="original"` is reserved.
+
+    Raises:
+        ValueError: a field out of range; the message names the field and the rule.
+    """
+
+    vocab_size: int = 32000
+    model_dim: int = 1024
+    num_layers: int = 12
+    num_heads: int = 1
+    z_dim: int = 256
+    value_dim: int = 2048
+    ffn_hidden_dim: int = 2560
+    cema_ndim: int = 16
+    chunk_size: int = 2048
+    max_cache_len: int | None = None
+    cache_unbounded: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    rope_base: float | None = None
+    swiglu: bool = False
+    rescale_nffn: bool = False
+    scale_emb: bool = False
+    norm_affine: bool = True
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    max_positions: int = 1_000_000
+    init_mode: InitMode = "gaussian"
+    use_checkpoint: bool = False
+    output_size: int = -1
+    param_dtype: Any = jnp.float32
+    compute_dtype: Any = jnp.float32
+    accum_dtype: Any = jnp.float32
+    softmax_dtype: Any = jnp.float32
+    gemm_backend: GemmBackend = "default"
+    share_emb: bool | None = None
+    variant: Variant = "hf"
+
+    def __post_init__(self):
+        for name in _SIZES:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < (0 if name == "num_layers" else 1):
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        self._require(self.z_dim % self.num_heads == 0, "z_dim {z_dim} must be divisible by num_heads {num_heads}")
+        self._require(
+            self.value_dim % self.num_heads == 0, "value_dim {value_dim} must be divisible by num_heads {num_heads}"
+        )
+        self._require(
+            self.model_dim % self.norm_num_groups == 0,
+            "model_dim {model_dim} must be divisible by norm_num_groups {norm_num_groups}",
+        )
+        self._require(self.norm_eps > 0, "norm_eps must be positive, got {norm_eps}")
+        for name in ("dropout", "attention_dropout", "hidden_dropout"):
+            self._require(0.0 <= getattr(self, name) <= 1.0, f"{name} must be in [0, 1], got {{{name}}}")
+        if self.max_cache_len is not None:
+            self._require(self.max_cache_len > 0, "max_cache_len must be positive, got {max_cache_len}")
+            self._require(
+                self.max_cache_len >= self.chunk_size,
+                "max_cache_len {max_cache_len} must be at least chunk_size {chunk_size}",
+            )
+        for name in _DTYPES:
+            object.__setattr__(self, name, _floating_dtype(name, getattr(self, name)))
+        self._require(
+            self.gemm_backend == "default", "gemm_backend must be 'default', got {gemm_backend!r}"
+        )
+        self._require(
+            jnp.finfo(self.accum_dtype).bits >= jnp.finfo(self.compute_dtype).bits,
+            "accum_dtype should be >= compute_dtype, got {accum_dtype} and {compute_dtype}",
+        )
+        self._require(self.output_size == -1 or self.output_size > 0, "output_size must be positive or -1")
+        self._require(
+            not self.share_emb or self.effective_output_size == self.vocab_size,
+            "share_emb needs output_size {output_size} equal to vocab_size {vocab_size} (or -1)",
+        )
+        self._require(
+            self.variant == "hf", "variant must be 'hf', got {variant!r} ('original' is reserved for a later version)"
+        )
+
+    def _require(self, condition: bool, message: str) -> None:
+        if not condition:
+            raise ValueError(message.format(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}))
+
+    @property
+    def head_dim(self) -> int:
+        """Query/key width of one head."""
+        return self.z_dim // self.num_heads
+
+    @property
+    def value_head_dim(self) -> int:
+        """Value width of one head."""
+        return self.value_dim // self.num_heads
+
+    @property
+    def effective_rope_base(self) -> float:
+        """rope_base, 10000 if None."""
+        return 10000.0 if self.rope_base is None else self.rope_base
+
+    @property
+    def effective_max_cache_len(self) -> int:
+        """Slots of the key/value cache: max_cache_len, chunk_size if None."""
+        return self.chunk_size if self.max_cache_len is None else self.max_cache_len
+
+    @property
+    def effective_output_size(self) -> int:
+        """Width of the logits."""
+        return self.vocab_size if self.output_size == -1 else self.output_size
+
+    @property
+    def tied(self) -> bool:
+        """Does the output head use the embedding's weight?"""
+        return self.effective_output_size == self.vocab_size if self.share_emb is None else self.share_emb
+
+    @classmethod
+    def from_7b(cls) -> "MegalodonConfig":
+        """Sizes of megalodon-hf's 7B preset."""
+        return cls(
+            model_dim=4096, num_layers=32, num_heads=4, z_dim=1024, value_dim=8192, ffn_hidden_dim=11264,
+            chunk_size=4096, norm_num_groups=64, rope_base=100000.0, swiglu=True,
+        )  # fmt: skip
+
+    def to_json(self) -> str:
+        """The config as a JSON object, one key per field; dtypes by name."""
+        fields = dataclasses.asdict(self)
+        return json.dumps({k: jnp.dtype(v).name if k in _DTYPES else v for k, v in fields.items()}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "MegalodonConfig":
+        """The config written by `to_json`; fields left out take their defaults.
+
+        Raises:
+            ValueError: not a JSON object, an unknown key, or a field out of range.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"config is not valid JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise ValueError(f"config must be a JSON object, got {type(fields).__name__}")
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise ValueError(f"unknown config key {', '.join(unknown)}; the keys are {', '.join(sorted(known))}")
+        return cls(**fields)
+
+
+def _floating_dtype(name: str, value) -> jnp.dtype:
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a floating dtype, got {value!r}") from error
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be a floating dtype, got {dtype.name}")
+    if dtype == jnp.float16:
+        raise ValueError(f"{name} must not be float16: the EMA and the statistics overflow; use bfloat16")
+    return dtype
+

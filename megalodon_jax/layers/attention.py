@@ -1,0 +1,165 @@
+"""Attention half of a block.
+
+    t  = TimestepNorm(x)         m = dropout(RMSNorm(ComplexEMA(t)))
+    z  = Wz m, per head z / sqrt(mean(z^2) + eps)
+    q  = z (1 + gamma[0]) / sqrt(d) + beta[0]        k = z (1 + gamma[1]) / sqrt(d) + beta[1]
+    v  = silu(Wv t)              r = silu(Wr m)
+    y  = x + dropout(Wh1 m + Wh2 dropout(attention(q, k, v) * r))
+"""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from megalodon_jax.layers.chunked_attention import ChunkedAttention, attention_multi_chunk, attention_single_chunk
+from megalodon_jax.layers.complex_ema import ComplexEMA
+from megalodon_jax.layers.dropout import dropout, require_dropout_key, split
+from megalodon_jax.layers.feedforward import NormalizedFFN
+from megalodon_jax.layers.norms import RMSNorm, rms_normalize
+from megalodon_jax.layers.timestep_norm import TimestepNorm
+from megalodon_jax.ops import linear_3d
+from megalodon_jax.types import EMAState, LayerCache
+from megalodon_jax.utils import reinit_linear_weights
+
+__all__ = [
+    "ChunkedAttention",
+    "MegalodonAttention",
+    "NormalizedFFN",
+    "attention_multi_chunk",
+    "attention_single_chunk",
+]
+
+
+class MegalodonAttention(eqx.Module):
+    """Gated attention over EMA-smoothed, time-normalised inputs, with its residual."""
+
+    timenorm: TimestepNorm
+    cema: ComplexEMA
+    rmsnorm: RMSNorm
+    inner: ChunkedAttention
+    wz: eqx.nn.Linear
+    wv: eqx.nn.Linear
+    wr: eqx.nn.Linear
+    wh1: eqx.nn.Linear
+    wh2: eqx.nn.Linear
+    gamma: Float[Array, "2 Z"]
+    beta: Float[Array, "2 Z"]
+    num_heads: int = eqx.field(static=True)
+    head_dim: int = eqx.field(static=True)
+    value_head_dim: int = eqx.field(static=True)
+    norm_eps: float = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
+    hidden_dropout: float = eqx.field(static=True)
+    compute_dtype: Any = eqx.field(static=True)
+    accum_dtype: Any = eqx.field(static=True)
+    gemm_backend: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model_dim: int,
+        z_dim: int,
+        value_dim: int,
+        num_heads: int,
+        cema_ndim: int,
+        chunk_size: int,
+        norm_num_groups: int,
+        norm_eps: float = 1e-5,
+        norm_affine: bool = True,
+        rope_base: float = 10000.0,
+        max_cache_len: int | None = None,
+        cache_unbounded: bool = False,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
+        param_dtype=jnp.float32,
+        compute_dtype=jnp.float32,
+        accum_dtype=jnp.float32,
+        gemm_backend: str = "default",
+        *,
+        key,
+    ):
+        self.num_heads, self.head_dim, self.value_head_dim = num_heads, z_dim // num_heads, value_dim // num_heads
+        self.norm_eps, self.dropout, self.hidden_dropout = norm_eps, dropout, hidden_dropout
+        self.compute_dtype, self.accum_dtype = jnp.dtype(compute_dtype), jnp.dtype(accum_dtype)
+        self.gemm_backend = gemm_backend
+        keys = jax.random.split(key, 9)
+        self.timenorm = TimestepNorm(model_dim, norm_num_groups, norm_eps, norm_affine)
+        self.cema = ComplexEMA(model_dim, cema_ndim, key=keys[0])
+        self.rmsnorm = RMSNorm(model_dim, norm_eps, norm_affine)
+        self.inner = ChunkedAttention(
+            num_heads, self.head_dim, self.value_head_dim, chunk_size,
+            rope_base, max_cache_len, cache_unbounded, attention_dropout, accum_dtype,
+        )  # fmt: skip
+        self.wz = eqx.nn.Linear(model_dim, z_dim, dtype=param_dtype, key=keys[2])
+        self.wv = eqx.nn.Linear(model_dim, value_dim, dtype=param_dtype, key=keys[3])
+        self.wr = eqx.nn.Linear(model_dim, value_dim, dtype=param_dtype, key=keys[4])
+        self.wh1 = eqx.nn.Linear(model_dim, model_dim, dtype=param_dtype, key=keys[5])
+        self.wh2 = eqx.nn.Linear(value_dim, model_dim, dtype=param_dtype, key=keys[6])
+        self.gamma = jnp.zeros((2, z_dim), jnp.float32)
+        self.beta = jnp.zeros((2, z_dim), jnp.float32)
+
+    @classmethod
+    def with_init(cls, *args, init_mode: str = "gaussian", key, **kwargs) -> "MegalodonAttention":
+        """Build, then draw the linear layers by `init_mode`."""
+        build_key, init_key = jax.random.split(key)
+        return reinit_linear_weights(cls(*args, key=build_key, **kwargs), init_mode, init_key)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        cache: LayerCache | None = None,
+        mask: Bool[Array, "B L"] | None = None,
+        return_cache: bool = False,
+        deterministic: bool = True,
+        key=None,
+        *,
+        segment_ids: Int[Array, "B L"] | None = None,
+        position_ids: Int[Array, "B L"] | None = None,
+    ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
+        """y = x + attention half, and the new cache if asked for.
+
+        Raises:
+            ValueError: dropout without a key, or a cache that does not fit x.
+        """
+        require_dropout_key((self.dropout, self.hidden_dropout), deterministic, key)
+        attention_key, mean_key, gate_key, out_key = split(key, 4)
+        cache = LayerCache() if cache is None else cache
+        x = x.astype(self.compute_dtype)
+        normed, norm_state = self.timenorm(x, cache.norm, mask, segment_ids=segment_ids)
+        h_init = None if cache.ema is None else cache.ema.h
+        smooth, h = self.cema(normed, h_init, return_cache, mask, segment_ids=segment_ids)
+        mean = dropout(self.rmsnorm(smooth), self.hidden_dropout, deterministic, mean_key)
+
+        q, k = self._queries_and_keys(mean)
+        v = self._heads(jax.nn.silu(self._linear(self.wv, normed)))
+        gate = jax.nn.silu(self._linear(self.wr, mean))
+        out, attention_cache, position = self.inner(
+            q, k, v, cache.attn, mask, return_cache, deterministic, attention_key,
+            segment_ids=segment_ids, position_ids=position_ids,
+        )  # fmt: skip
+        gated = dropout(out.reshape(gate.shape) * gate, self.hidden_dropout, deterministic, gate_key)
+        y = self._linear(self.wh1, mean) + self._linear(self.wh2, gated)
+        y = dropout(y, self.dropout, deterministic, out_key) + x
+        if not return_cache:
+            return y, None
+        assert h is not None
+        return y, LayerCache(attention_cache, norm_state, EMAState(h), position)
+
+    def _queries_and_keys(self, mean: Float[Array, "B L D"]):
+        """Shared projection, normalised per head, then one affine map each for queries and keys."""
+        z = rms_normalize(self._heads(self._linear(self.wz, mean)), self.norm_eps)
+        scale, shift = (
+            a.astype(jnp.float32).reshape(2, self.num_heads, self.head_dim) for a in (self.gamma, self.beta)
+        )
+        scale = (scale + 1.0) / math.sqrt(self.head_dim)
+        return tuple((z * scale[i] + shift[i]).astype(self.compute_dtype) for i in range(2))
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:2], self.num_heads, -1)
+
+    def _linear(self, layer: eqx.nn.Linear, x: jax.Array) -> jax.Array:
+        return linear_3d(layer, x, self.compute_dtype, self.accum_dtype, self.gemm_backend)

@@ -1,0 +1,188 @@
+"""Attention inside chunks: primitives and the module that chooses between one parallel call and the streaming cache.
+
+Positions enter only through rotary angles, and only angle differences matter. Where attention never leaves an
+absolute chunk the angles are taken at `position mod chunk_size`: the same function, and exact however long the stream.
+"""
+
+from functools import partial
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Int32
+
+from megalodon_jax.layers.dropout import dropout, require_dropout_key
+from megalodon_jax.layers.rotary import RotaryEmbedding
+from megalodon_jax.layers.streaming import attend_cached, attend_newest, check_cache, empty_cache, extend_cache
+from megalodon_jax.types import AttentionCache
+from pallas_kernels import chunked_attention
+from reference._segments import run_positions
+from reference.chunked_attention import chunk_blocks, join_blocks, masked_attention
+
+
+def attention_single_chunk(
+    q: Float[Array, "B Q H K"],
+    k: Float[Array, "B S H K"],
+    v: Float[Array, "B S H V"],
+    kv_mask: Bool[Array, "B S"] | None = None,
+    accum_dtype=jnp.float32,
+    causal: bool = True,
+    dropout_rate: float = 0.0,
+    deterministic: bool = True,
+    key=None,
+) -> Float[Array, "B Q H V"]:
+    """Dense attention, scale 1, softmax in accum_dtype; the causal mask aligns the ends of queries and keys.
+
+    A query without an allowed key gives 0, and so does an empty q or k.
+
+    Raises:
+        ValueError: dropout without a key.
+    """
+    require_dropout_key((dropout_rate,), deterministic, key)
+    queries, keys = q.shape[1], k.shape[1]
+    if queries == 0 or keys == 0:
+        return jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype)
+    allowed = jnp.ones((q.shape[0], 1, queries, keys), bool)
+    if causal:
+        allowed = allowed & jnp.tril(jnp.ones((queries, keys), bool), keys - queries)
+    if kv_mask is not None:
+        allowed = allowed & kv_mask[:, None, None]
+    drop = _weight_dropout(dropout_rate, deterministic, key)
+    return masked_attention(q, k, v, allowed, softmax_dtype=jnp.dtype(accum_dtype), weights_transform=drop)
+
+
+def attention_multi_chunk(
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B L H K"],
+    v: Float[Array, "B L H V"],
+    chunk_size: int,
+    start_index: Int[Array, ""] | int,
+    rotary: RotaryEmbedding,
+    mask: Bool[Array, "B L"] | None = None,
+    accum_dtype=jnp.float32,
+    dropout_rate: float = 0.0,
+    deterministic: bool = True,
+    key=None,
+) -> Float[Array, "B L H V"]:
+    """Rotate from `start_index` on, then attend inside chunks counted from the start of this call.
+
+    Raises:
+        ValueError: dropout without a key.
+    """
+    require_dropout_key((dropout_rate,), deterministic, key)
+    if q.shape[1] == 0:
+        return jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype)
+    q, k = rotary(q, k, start_index)
+    drop = _weight_dropout(dropout_rate, deterministic, key)
+    return _attend_chunks(q, k, v, chunk_size, mask, None, jnp.dtype(accum_dtype), drop)
+
+
+def _attend_chunks(q, k, v, chunk_size, mask, segment_ids, accum_dtype, drop):
+    """The op where it applies; dropout and other accumulation dtypes take the dense path."""
+    if drop is None and accum_dtype == jnp.float32:
+        return chunked_attention(q, k, v, chunk_size=chunk_size, mask=mask, segment_ids=segment_ids)
+    blocks = chunk_blocks(q, k, v, chunk_size=chunk_size, mask=mask, segment_ids=segment_ids)
+    return join_blocks(masked_attention(*blocks, softmax_dtype=accum_dtype, weights_transform=drop), q.shape[1])
+
+
+def _weight_dropout(rate: float, deterministic: bool, key):
+    active = rate > 0.0 and not deterministic
+    return partial(dropout, rate=rate, deterministic=False, key=key) if active else None
+
+
+class ChunkedAttention(eqx.Module):
+    """Rotary attention with an optional ring-buffer cache.
+
+    Without cache: block-diagonal over chunks of `chunk_size`. With cache or `return_cache`: the same over absolute
+    chunks, however the stream is cut into calls; or, when `max_cache_len` differs from `chunk_size` or
+    `cache_unbounded` is set, every query sees exactly its last `max_cache_len` keys.
+    """
+
+    rotary: RotaryEmbedding
+    num_heads: int = eqx.field(static=True)
+    head_dim: int = eqx.field(static=True)
+    value_head_dim: int = eqx.field(static=True)
+    chunk_size: int = eqx.field(static=True)
+    max_cache_len: int = eqx.field(static=True)
+    cache_unbounded: bool = eqx.field(static=True)
+    attention_dropout: float = eqx.field(static=True)
+    accum_dtype: jnp.dtype = eqx.field(static=True)
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        value_head_dim: int,
+        chunk_size: int,
+        rope_base: float = 10000.0,
+        max_cache_len: int | None = None,
+        cache_unbounded: bool = False,
+        attention_dropout: float = 0.0,
+        accum_dtype=jnp.float32,
+        *,
+        key=None,
+    ):
+        self.rotary = RotaryEmbedding(head_dim, rope_base)
+        self.num_heads, self.head_dim, self.value_head_dim = num_heads, head_dim, value_head_dim
+        self.chunk_size = chunk_size
+        self.max_cache_len = chunk_size if max_cache_len is None or max_cache_len < 0 else max_cache_len
+        self.cache_unbounded, self.attention_dropout = cache_unbounded, attention_dropout
+        self.accum_dtype = jnp.dtype(accum_dtype)
+
+    @property
+    def sliding(self) -> bool:
+        """Does the cache slide instead of starting anew at every absolute chunk boundary?"""
+        return self.cache_unbounded or self.max_cache_len != self.chunk_size
+
+    def __call__(
+        self,
+        q: Float[Array, "B L H K"],
+        k: Float[Array, "B L H K"],
+        v: Float[Array, "B L H V"],
+        cache: AttentionCache | None = None,
+        mask: Bool[Array, "B L"] | None = None,
+        return_cache: bool = False,
+        deterministic: bool = True,
+        key=None,
+        *,
+        segment_ids: Int[Array, "B L"] | None = None,
+        position_ids: Int[Array, "B L"] | None = None,
+    ) -> tuple[Float[Array, "B L H V"], AttentionCache | None, Int32[Array, ""]]:
+        """Output, the new cache if asked for, and the position after the call. q and k are not yet rotated.
+
+        Raises:
+            ValueError: dropout without a key, or a cache that does not fit q and v.
+        """
+        require_dropout_key((self.attention_dropout,), deterministic, key)
+        drop = _weight_dropout(self.attention_dropout, deterministic, key)
+        length = q.shape[1]
+        start = jnp.zeros((), jnp.int32) if cache is None else cache.count
+        positions = start + jnp.arange(length, dtype=jnp.int32)
+        streaming = cache is not None or return_cache
+        if position_ids is not None:
+            angles = position_ids
+        elif segment_ids is not None:
+            angles = run_positions(segment_ids) % self.chunk_size
+        else:
+            angles = positions if streaming and self.sliding else positions % self.chunk_size
+        q, k = self.rotary.rotate(q, k, angles)
+
+        if cache is None and not (streaming and self.sliding):
+            out = _attend_chunks(q, k, v, self.chunk_size, mask, segment_ids, self.accum_dtype, drop)
+            new_cache = extend_cache(empty_cache(k, v, self.max_cache_len), k, v, self.max_cache_len)
+        else:
+            cache = empty_cache(k, v, self.max_cache_len) if cache is None else check_cache(cache, k, v)
+            new_cache = extend_cache(cache, k, v, self.max_cache_len)
+            attend = {
+                "chunk_size": self.chunk_size,
+                "window": self.max_cache_len if self.sliding else None,
+                "accum_dtype": self.accum_dtype,
+                "weights_transform": drop,
+            }
+            if length == 1 and mask is None and cache.k.shape[1] == self.max_cache_len:
+                out = attend_newest(q, new_cache, **attend)
+            else:
+                out = attend_cached(q, k, v, cache, mask=mask, **attend)
+        return out, new_cache if return_cache else None, positions[-1] + 1
+
+
+__all__ = ["ChunkedAttention", "attention_multi_chunk", "attention_single_chunk"]

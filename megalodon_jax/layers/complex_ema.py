@@ -1,0 +1,83 @@
+r"""ComplexEMA as a module: parameters around `pallas_kernels.complex_ema`.
+
+    a = sigmoid(alpha), d = sigmoid(delta), phi[d, n] = n sigmoid(theta[d]) 2 pi / N,  n = 1 .. N
+    p = a          q = (1 - a d) e^(i phi)          gamma = (gamma_real + i gamma_imag) / sqrt(N)
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Complex64, Float, Float32, Int
+
+from pallas_kernels import complex_ema
+
+# Kept for importers of the existing JAX library; nothing here uses an FFT.
+FFT_KERNEL_CHUNK = 4096
+
+_FREQUENCY_CLIP = 1e-6
+
+
+class ComplexEMA(eqx.Module):
+    """Multi-dimensional damped EMA with complex decay (Megalodon, arXiv 2404.08801, section 3.1)."""
+
+    alpha: Float[Array, "D N 1"]
+    delta: Float[Array, "D N 1"]
+    theta: Float[Array, "D 1 1"]
+    gamma_real: Float[Array, "D N"]
+    gamma_imag: Float[Array, "D N"]
+    omega: Float[Array, " D"]
+    embed_dim: int = eqx.field(static=True)
+    ndim: int = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+
+    def __init__(self, embed_dim: int, ndim: int, *, key):
+        self.embed_dim, self.ndim, self.scale = embed_dim, ndim, math.sqrt(1.0 / ndim)
+        alpha_key, delta_key, theta_key, gamma_key, omega_key = jax.random.split(key, 5)
+        self.alpha = 0.2 * jax.random.normal(alpha_key, (embed_dim, ndim, 1))
+        self.delta = 0.2 * jax.random.normal(delta_key, (embed_dim, ndim, 1))
+        # Geometrically spaced frequencies, one per feature, in random order.
+        steps = jnp.arange(1, embed_dim + 1, dtype=jnp.float32)
+        frequencies = jnp.exp(-steps * (math.log(embed_dim) / embed_dim))
+        frequencies = frequencies[jax.random.permutation(theta_key, embed_dim)]
+        clipped = jnp.clip(frequencies, _FREQUENCY_CLIP, 1.0 - _FREQUENCY_CLIP)
+        self.theta = jax.scipy.special.logit(clipped)[:, None, None]
+        self.gamma_real = jax.random.normal(gamma_key, (embed_dim, ndim))
+        self.gamma_imag = jnp.zeros((embed_dim, ndim))
+        self.omega = 0.25 * jax.random.truncated_normal(omega_key, -4.0, 4.0, (embed_dim,))
+
+    def _coeffs(self) -> tuple[Float32[Array, "D N"], Complex64[Array, "D N"], Complex64[Array, "D N"]]:
+        """p, q, gamma of the recurrence, in float32 / complex64 whatever the dtype of the parameters."""
+        alpha, delta, theta, gamma_real, gamma_imag = (
+            a.astype(jnp.float32)
+            for a in (self.alpha[..., 0], self.delta[..., 0], self.theta[..., 0], self.gamma_real, self.gamma_imag)
+        )
+        a, d = jax.nn.sigmoid(alpha), jax.nn.sigmoid(delta)
+        wavelet = jnp.arange(1, self.ndim + 1, dtype=jnp.float32)
+        phi = wavelet * jax.nn.sigmoid(theta) * (2.0 * math.pi / self.ndim)
+        radius = 1.0 - a * d
+        q = lax.complex(radius * jnp.cos(phi), radius * jnp.sin(phi))
+        return a, q, lax.complex(gamma_real * self.scale, gamma_imag * self.scale)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        h_init: Complex64[Array, "B D N"] | None = None,
+        return_state: bool = False,
+        mask: Bool[Array, "B L"] | None = None,
+        *,
+        segment_ids: Int[Array, "B L"] | None = None,
+    ) -> tuple[Float[Array, "B L D"], Complex64[Array, "B D N"] | None]:
+        """y in x.dtype, and the final state if asked for (else None). Time-major, masked inputs enter as zero."""
+        out = complex_ema(
+            x,
+            *self._coeffs(),
+            self.omega.astype(jnp.float32),
+            h0=h_init,
+            mask=mask,
+            segment_ids=segment_ids,
+            return_state=return_state,
+        )
+        return out if isinstance(out, tuple) else (out, None)

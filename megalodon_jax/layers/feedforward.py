@@ -1,0 +1,98 @@
+"""Feed-forward half of a block.
+
+    n = LayerNorm(x)      h = silu(fc1 n)   or, with swiglu,   silu(fc1 n) * fc3 n
+    y = residual + a * fc2 h,    a = 0.1 * 0.5^layer_id with rescale, else 1
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from megalodon_jax.layers.dropout import dropout, require_dropout_key, split
+from megalodon_jax.layers.norms import BatchedLayerNorm
+from megalodon_jax.ops import linear_3d
+from megalodon_jax.utils import reinit_linear_weights
+
+
+class NormalizedFFN(eqx.Module):
+    """Pre-norm feed-forward layer whose residual may start elsewhere than its input."""
+
+    norm: BatchedLayerNorm
+    fc1: eqx.nn.Linear
+    fc2: eqx.nn.Linear
+    fc3: eqx.nn.Linear | None
+    alpha: float | None = eqx.field(static=True)
+    model_dim: int = eqx.field(static=True)
+    ffn_hidden_dim: int = eqx.field(static=True)
+    hidden_dropout: float = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
+    compute_dtype: Any = eqx.field(static=True)
+    accum_dtype: Any = eqx.field(static=True)
+    gemm_backend: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model_dim: int,
+        ffn_hidden_dim: int,
+        norm_eps: float = 1e-5,
+        norm_affine: bool = True,
+        swiglu: bool = False,
+        rescale: bool = False,
+        layer_id: int = 0,
+        hidden_dropout: float = 0.0,
+        dropout: float = 0.0,
+        param_dtype=jnp.float32,
+        compute_dtype=jnp.float32,
+        accum_dtype=jnp.float32,
+        gemm_backend: str = "default",
+        *,
+        key,
+    ):
+        self.model_dim, self.ffn_hidden_dim = model_dim, ffn_hidden_dim
+        self.hidden_dropout, self.dropout = hidden_dropout, dropout
+        self.compute_dtype, self.accum_dtype = jnp.dtype(compute_dtype), jnp.dtype(accum_dtype)
+        self.gemm_backend = gemm_backend
+        self.alpha = 0.1 * 0.5**layer_id if rescale else None
+        self.norm = BatchedLayerNorm(model_dim, norm_eps, norm_affine)
+        key1, key2, key3 = jax.random.split(key, 3)
+        self.fc1 = eqx.nn.Linear(model_dim, ffn_hidden_dim, dtype=param_dtype, key=key1)
+        self.fc2 = eqx.nn.Linear(ffn_hidden_dim, model_dim, dtype=param_dtype, key=key2)
+        self.fc3 = eqx.nn.Linear(model_dim, ffn_hidden_dim, dtype=param_dtype, key=key3) if swiglu else None
+
+    @classmethod
+    def with_init(cls, *args, init_mode: str = "gaussian", key, **kwargs) -> "NormalizedFFN":
+        """Build, then draw the linear layers by `init_mode`."""
+        build_key, init_key = jax.random.split(key)
+        return reinit_linear_weights(cls(*args, key=build_key, **kwargs), init_mode, init_key)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        residual_base: Float[Array, "B L D"] | None = None,
+        deterministic: bool = True,
+        key=None,
+    ) -> Float[Array, "B L D"]:
+        """Add the layer to `residual_base` (x itself if None).
+
+        Raises:
+            ValueError: dropout without a key.
+        """
+        require_dropout_key((self.hidden_dropout, self.dropout), deterministic, key)
+        hidden_key, out_key = split(key, 2)
+        x = x.astype(self.compute_dtype)
+        residual = x if residual_base is None else residual_base.astype(self.compute_dtype)
+        normed = self.norm(x)
+        hidden = jax.nn.silu(self._linear(self.fc1, normed))
+        if self.fc3 is not None:
+            hidden = hidden * self._linear(self.fc3, normed)
+        hidden = dropout(hidden, self.hidden_dropout, deterministic, hidden_key)
+        out = dropout(self._linear(self.fc2, hidden), self.dropout, deterministic, out_key)
+        if self.alpha is not None:
+            out = out * jnp.asarray(self.alpha, out.dtype)
+        return residual + out
+
+    def _linear(self, layer: eqx.nn.Linear, x: jax.Array) -> jax.Array:
+        return linear_3d(layer, x, self.compute_dtype, self.accum_dtype, self.gemm_backend)

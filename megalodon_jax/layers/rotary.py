@@ -1,0 +1,51 @@
+"""Rotary position embedding, half-split pairing.
+
+    (z[i], z[i + d/2]) is rotated by the angle  position * base^(-2 i / d),   i = 0 .. d/2 - 1
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+class RotaryEmbedding(eqx.Module):
+    """Rotates queries and keys; the frequencies are derived from `dim` and `base`, not parameters.
+
+    Raises:
+        ValueError: odd `dim`.
+    """
+
+    dim: int = eqx.field(static=True)
+    base: float = eqx.field(static=True)
+
+    def __init__(self, dim: int, base: float = 10000.0, *, key=None):
+        if dim % 2:
+            raise ValueError(f"RotaryEmbedding expects even head dimension, got {dim}")
+        self.dim, self.base = dim, base
+
+    @property
+    def inv_freq(self) -> np.ndarray:
+        """[dim / 2] float32."""
+        return np.exp(np.arange(self.dim // 2) * (-2.0 * np.log(self.base) / self.dim)).astype(np.float32)
+
+    def __call__(
+        self, q: Float[Array, "B L H K"], k: Float[Array, "B L H K"], start_index: Int[Array, ""] | int
+    ) -> tuple[Float[Array, "B L H K"], Float[Array, "B L H K"]]:
+        """Rotate by the positions start_index, start_index + 1, ..."""
+        positions = jnp.asarray(start_index, jnp.int32) + jnp.arange(q.shape[1], dtype=jnp.int32)
+        return self.rotate(q, k, positions)
+
+    def rotate(
+        self, q: Float[Array, "B L H K"], k: Float[Array, "B L H K"], positions: Int[Array, "*B L"]
+    ) -> tuple[Float[Array, "B L H K"], Float[Array, "B L H K"]]:
+        """Rotate by given positions, shared by the batch or one row each; computed in float32, cast back."""
+        angle = positions.astype(jnp.float32)[..., None, None] * self.inv_freq
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+
+        def turn(z: jax.Array) -> jax.Array:
+            a, b = jnp.split(z.astype(jnp.float32), 2, axis=-1)
+            return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(z.dtype)
+
+        return turn(q), turn(k)

@@ -1,0 +1,63 @@
+"""Next-token cross-entropy, on whole logits or chunk by chunk of tokens.
+
+    loss[t] = logsumexp(logits[t]) - logits[t, target[t]]
+
+Chunked, the logits of n tokens at a time are formed, reduced to n losses and dropped; the backward forms them again.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from reference._segments import run_starts
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def token_losses(logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"], dtype) -> Float[Array, "*batch"]:
+    """Cross-entropy of every token in `dtype`."""
+    logits = logits.astype(dtype)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def chunked_token_losses(
+    head: Callable[[Array], Array], hidden: Float[Array, "B L D"], targets: Int[Array, "B L"], chunk: int, dtype
+) -> Float[Array, "B L"]:
+    """`token_losses(head(hidden), targets)` with at most `chunk` rows of logits at a time."""
+    count = targets.size
+    pad = -count % chunk
+    rows = jnp.pad(hidden.reshape(count, -1), ((0, pad), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
+    wanted = jnp.pad(targets.reshape(-1), (0, pad)).reshape(-1, chunk)
+    step = jax.checkpoint(lambda pair: token_losses(head(pair[0]), pair[1], dtype))
+    return lax.map(step, (rows, wanted)).reshape(-1)[:count].reshape(targets.shape)
+
+
+def valid_targets(
+    targets: Int[Array, "B L-1"],
+    ignore_index: int,
+    attention_mask: Bool[Array, "B L"] | None,
+    segment_ids: Int[Array, "B L"] | None,
+) -> Bool[Array, "B L-1"]:
+    """Targets that count: not ignored, not masked, not padding, and in the document of the token before them."""
+    valid = targets != ignore_index
+    if attention_mask is not None:
+        valid = valid & attention_mask[:, 1:]
+    if segment_ids is not None:
+        valid = valid & ~run_starts(segment_ids)[:, 1:] & (segment_ids[:, 1:] != 0)
+    return valid
+
+
+def reduce_losses(losses: Array, valid: Array, reduction: Reduction) -> Array:
+    """Mean over valid tokens (0 if there is none), sum, or the losses themselves with zeros where not valid."""
+    kept = jnp.where(valid, losses, 0).astype(losses.dtype)
+    if reduction == "none":
+        return kept
+    total = jnp.sum(kept.astype(jnp.float32))
+    if reduction == "mean":
+        total = total / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
+    return total.astype(losses.dtype)

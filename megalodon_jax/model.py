@@ -1,0 +1,303 @@
+"""Block, model and language model.
+
+    block   y = x + FFN(LayerNorm(attention_half(x)))      the residual starts at the block input: "two-hop"
+    model   TimestepNorm(blocks(embed[ids]))
+    head    logits = hidden @ weight.T                     weight = the embedding when tied
+"""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Int32
+
+from megalodon_jax import loss as losses
+from megalodon_jax.config import MegalodonConfig
+from megalodon_jax.layers.attention import MegalodonAttention
+from megalodon_jax.layers.dropout import require_dropout_key, split
+from megalodon_jax.layers.feedforward import NormalizedFFN
+from megalodon_jax.layers.timestep_norm import TimestepNorm
+from megalodon_jax.ops import matmul_3d_weight
+from megalodon_jax.types import LayerCache, ModelCache
+from megalodon_jax.utils import get_initializer
+from megalodon_jax.validation import check_ids, check_mask, require, require_in_range
+
+
+class MegalodonBlock(eqx.Module):
+    """Attention half and feed-forward half with the two-hop residual."""
+
+    attn: MegalodonAttention
+    ffn: NormalizedFFN
+    layer_id: int = eqx.field(static=True)
+
+    def __init__(self, config: MegalodonConfig, layer_id: int, *, key):
+        self.layer_id = layer_id
+        attention_key, ffn_key = jax.random.split(key)
+        shared = {
+            "norm_eps": config.norm_eps,
+            "norm_affine": config.norm_affine,
+            "dropout": config.dropout,
+            "hidden_dropout": config.hidden_dropout,
+            "param_dtype": config.param_dtype,
+            "compute_dtype": config.compute_dtype,
+            "accum_dtype": config.accum_dtype,
+            "gemm_backend": config.gemm_backend,
+            "init_mode": config.init_mode,
+        }
+        self.attn = MegalodonAttention.with_init(
+            config.model_dim, config.z_dim, config.value_dim, config.num_heads, config.cema_ndim, config.chunk_size,
+            config.norm_num_groups,
+            rope_base=config.effective_rope_base, max_cache_len=config.effective_max_cache_len,
+            cache_unbounded=config.cache_unbounded, attention_dropout=config.attention_dropout,
+            key=attention_key, **shared,
+        )  # fmt: skip
+        self.ffn = NormalizedFFN.with_init(
+            config.model_dim, config.ffn_hidden_dim,
+            swiglu=config.swiglu, rescale=config.rescale_nffn, layer_id=layer_id, key=ffn_key, **shared,
+        )  # fmt: skip
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        cache: LayerCache | None = None,
+        mask: Bool[Array, "B L"] | None = None,
+        return_cache: bool = False,
+        deterministic: bool = True,
+        key=None,
+        *,
+        segment_ids: Int[Array, "B L"] | None = None,
+        position_ids: Int[Array, "B L"] | None = None,
+    ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
+        """Block output and, if asked for, the new cache."""
+        attention_key, ffn_key = split(key, 2)
+        middle, new_cache = self.attn(
+            x, cache, mask, return_cache, deterministic, attention_key,
+            segment_ids=segment_ids, position_ids=position_ids,
+        )  # fmt: skip
+        return self.ffn(middle, x, deterministic, ffn_key), new_cache
+
+
+class MegalodonModel(eqx.Module):
+    """Embedding, blocks and final norm."""
+
+    embed: eqx.nn.Embedding
+    layers: tuple[MegalodonBlock, ...]
+    norm: TimestepNorm
+    config: MegalodonConfig = eqx.field(static=True)
+
+    def __init__(self, config: MegalodonConfig, *, key):
+        self.config = config
+        _, embed_key, _, layers_key = jax.random.split(key, 4)
+        shape = (config.vocab_size, config.model_dim)
+        draw = (
+            jax.random.normal if config.init_mode == "none" else get_initializer(config.init_mode, config.model_dim)
+        )
+        self.embed = eqx.nn.Embedding(weight=draw(embed_key, shape, config.param_dtype))
+        keys = split(layers_key, config.num_layers) if config.num_layers else ()
+        self.layers = tuple(MegalodonBlock(config, i, key=layer_key) for i, layer_key in enumerate(keys))
+        self.norm = TimestepNorm(config.model_dim, config.norm_num_groups, config.norm_eps, config.norm_affine)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        attention_mask: Bool[Array, "B L"] | None = None,
+        cache: ModelCache | None = None,
+        return_cache: bool = False,
+        deterministic: bool = True,
+        key=None,
+        *,
+        segment_ids: Int[Array, "B L"] | None = None,
+        position_ids: Int[Array, "B L"] | None = None,
+        checks: bool = False,
+    ) -> tuple[Float[Array, "B L D"], ModelCache | None]:
+        """Hidden states [B, L, D] in compute_dtype and, if asked for, the new cache (gradients stopped).
+
+        Args:
+            input_ids: token ids in [0, vocab_size).
+            attention_mask: True = valid. Masked tokens do not update the norms' statistics, enter the EMA as zero, and
+                are not attended. Not with a cache, unless all True.
+            cache: state of the tokens before these.
+            return_cache: also return the state after these tokens; layer states only with `deterministic`.
+            deterministic: False turns dropout on (and, with config.use_checkpoint, rematerialisation).
+            key: PRNG key for dropout.
+            segment_ids: packed documents, 0 = padding; every run is computed as if alone. Not with a cache.
+            position_ids: rotary positions; run-local by default.
+            checks: check values inside traced code too (host callbacks).
+
+        Raises:
+            ValueError: wrong shape, empty input, token id out of range, cache that does not fit, padding or
+                segment_ids with a cache, dropout without a key.
+            TypeError: input_ids not integer or attention_mask not bool.
+        """
+        config = self.config
+        require_dropout_key((config.dropout, config.attention_dropout, config.hidden_dropout), deterministic, key)
+        input_ids = self._checked(
+            input_ids, attention_mask, cache, return_cache, deterministic, segment_ids, position_ids, checks
+        )
+        x = self._embed(input_ids)
+        caches = (None,) * len(self.layers) if cache is None else cache.layer_caches
+        keep = return_cache and deterministic
+        rematerialise = config.use_checkpoint and not deterministic
+        new_caches = []
+        for layer, layer_cache, layer_key in zip(self.layers, caches, split(key, len(self.layers)), strict=True):
+            if rematerialise:
+                x, new = _checkpointed(layer, x, attention_mask, layer_key, segment_ids, position_ids), None
+            else:
+                x, new = layer(
+                    x, layer_cache, attention_mask, keep, deterministic, layer_key,
+                    segment_ids=segment_ids, position_ids=position_ids,
+                )  # fmt: skip
+            new_caches.append(new)
+        final = None if cache is None else cache.final_norm
+        x, final = self.norm(x, final, attention_mask, segment_ids=segment_ids)
+        if not return_cache:
+            return x, None
+        return x, jax.tree.map(lax.stop_gradient, ModelCache(tuple(new_caches), final))
+
+    def _embed(self, input_ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        x = self.embed.weight[input_ids]
+        if self.config.scale_emb:
+            x = x * jnp.asarray(math.sqrt(self.config.model_dim), x.dtype)
+        if self.config.pad_token_id is not None:
+            x = jnp.where((input_ids == self.config.pad_token_id)[..., None], 0, x).astype(x.dtype)
+        return x.astype(self.config.compute_dtype)
+
+    def _checked(self, ids, mask, cache, return_cache, deterministic, segment_ids, position_ids, checks: bool):
+        """The ids, after every check that shapes, dtypes and (where concrete, or with `checks`) values allow."""
+        check_ids("input_ids", ids)
+        check_mask(mask, ids)
+        for name, packed in (("segment_ids", segment_ids), ("position_ids", position_ids)):
+            if packed is None:
+                continue
+            check_ids(name, packed, like=ids)
+            if cache is not None or return_cache:
+                raise ValueError(f"{name} cannot be used with a cache: packed documents do not stream")
+        ids = require_in_range("input_ids", ids, self.config.vocab_size, checks)
+        if segment_ids is not None:
+            ids = ids + 0 * require(
+                segment_ids, lambda s: jnp.any(s < 0), "segment_ids must not be negative (0 = padding)", checks
+            )
+        if cache is not None and len(cache.layer_caches) != len(self.layers):
+            raise ValueError(f"Cache has {len(cache.layer_caches)} layer entries, expected {len(self.layers)}")
+        if mask is not None and (cache is not None or (return_cache and deterministic)):
+            message = "Cannot use cache with padding in attention_mask. Pass unpadded tokens, or no cache."
+            require(mask, lambda m: ~jnp.all(m), message, checks)
+        return ids
+
+
+@eqx.filter_checkpoint
+def _checkpointed(layer: MegalodonBlock, x, mask, key, segment_ids, position_ids):
+    out, _ = layer(x, None, mask, False, False, key, segment_ids=segment_ids, position_ids=position_ids)
+    return out
+
+
+class MegalodonForCausalLM(eqx.Module):
+    """Language model: `MegalodonModel` and an output head, tied to the embedding where `config.tied`."""
+
+    model: MegalodonModel
+    lm_head: eqx.nn.Linear | None
+    tied: bool = eqx.field(static=True)
+    config: MegalodonConfig = eqx.field(static=True)
+
+    def __init__(self, config: MegalodonConfig, *, key):
+        self.config, self.tied = config, config.tied
+        if self.tied:
+            self.model, self.lm_head = MegalodonModel(config, key=key), None
+            return
+        model_key, head_key, init_key = jax.random.split(key, 3)
+        self.model = MegalodonModel(config, key=model_key)
+        width, dtype = config.effective_output_size, config.param_dtype
+        head = eqx.nn.Linear(config.model_dim, width, use_bias=False, dtype=dtype, key=head_key)
+        if config.init_mode != "none":
+            weight = get_initializer(config.init_mode)(init_key, head.weight.shape, dtype)
+            head = eqx.tree_at(lambda m: m.weight, head, weight)
+        self.lm_head = head
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        attention_mask: Bool[Array, "B L"] | None = None,
+        cache: ModelCache | None = None,
+        return_cache: bool = False,
+        deterministic: bool = True,
+        key=None,
+        *,
+        segment_ids: Int[Array, "B L"] | None = None,
+        position_ids: Int[Array, "B L"] | None = None,
+        checks: bool = False,
+    ) -> tuple[Float[Array, "B L V"], ModelCache | None]:
+        """Logits [B, L, output_size] in compute_dtype, and the new cache; arguments as in `MegalodonModel`."""
+        hidden, new_cache = self.model(
+            input_ids, attention_mask, cache, return_cache, deterministic, key,
+            segment_ids=segment_ids, position_ids=position_ids, checks=checks,
+        )  # fmt: skip
+        return self._head(hidden), new_cache
+
+    def _head(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        weight = self.model.embed.weight if self.lm_head is None else self.lm_head.weight
+        config = self.config
+        return matmul_3d_weight(hidden, weight, config.compute_dtype, config.accum_dtype, config.gemm_backend)
+
+    def compute_loss(
+        self,
+        input_ids: Int[Array, "B L"],
+        labels: Int[Array, "B L"],
+        attention_mask: Bool[Array, "B L"] | None = None,
+        ignore_index: int = -100,
+        deterministic: bool = True,
+        key=None,
+        *,
+        segment_ids: Int[Array, "B L"] | None = None,
+        position_ids: Int[Array, "B L"] | None = None,
+        reduction: losses.Reduction = "mean",
+        return_valid_count: bool = False,
+        loss_chunk_size: int | None = None,
+        checks: bool = False,
+    ) -> Float[Array, "..."] | tuple[Float[Array, "..."], Int32[Array, ""]]:
+        """Next-token cross-entropy in softmax_dtype; `labels` are the ids themselves, the shift happens here.
+
+        Args:
+            input_ids: as in the call.
+            labels: targets, same shape as input_ids; position t is predicted from position t-1.
+            attention_mask: targets at masked positions do not count.
+            ignore_index: targets of this value do not count.
+            deterministic: False turns dropout on.
+            key: PRNG key for dropout.
+            segment_ids: packed documents; targets that start a document, or are padding, do not count.
+            position_ids: as in the call.
+            reduction: "mean" over the targets that count (0 if there is none), "sum", or "none": [B, L-1] with zeros
+                where a target does not count.
+            return_valid_count: also return how many targets count.
+            loss_chunk_size: form logits for this many tokens at a time, never [B, L, V].
+            checks: as in the call.
+
+        Raises:
+            ValueError: as in the call; labels of another shape, a label that counts out of range, unknown reduction,
+                loss_chunk_size not positive.
+            TypeError: labels not integer.
+        """
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+        if loss_chunk_size is not None and loss_chunk_size <= 0:
+            raise ValueError(f"loss_chunk_size must be positive or None, got {loss_chunk_size}")
+        check_ids("input_ids", input_ids)
+        check_ids("labels", labels, like=input_ids)
+        hidden, _ = self.model(
+            input_ids, attention_mask, None, False, deterministic, key,
+            segment_ids=segment_ids, position_ids=position_ids, checks=checks,
+        )  # fmt: skip
+        targets = labels[:, 1:]
+        valid = losses.valid_targets(targets, ignore_index, attention_mask, segment_ids)
+        targets = require_in_range(
+            "labels", jnp.where(valid, targets, 0), self.config.effective_output_size, checks
+        )
+        dtype: Any = self.config.softmax_dtype
+        if loss_chunk_size is None or targets.size == 0:
+            per_token = losses.token_losses(self._head(hidden[:, :-1]), targets, dtype)
+        else:
+            per_token = losses.chunked_token_losses(self._head, hidden[:, :-1], targets, loss_chunk_size, dtype)
+        loss = losses.reduce_losses(per_token, valid, reduction)
+        return (loss, jnp.sum(valid, dtype=jnp.int32)) if return_valid_count else loss

@@ -1,0 +1,76 @@
+"""Streaming state of a model as pytree dataclasses; every field is a child, no field is static."""
+
+from dataclasses import dataclass, field, fields
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex64, Float, Float32, Int32
+
+
+def _pytree(cls):
+    """Register a dataclass as a pytree with named children.
+
+    Unflattening bypasses `__init__`: transformations put placeholders where arrays belong.
+    """
+    names = tuple(f.name for f in fields(cls))
+    keys = tuple(jax.tree_util.GetAttrKey(name) for name in names)
+
+    def flatten_with_keys(node):
+        return tuple((key, getattr(node, name)) for key, name in zip(keys, names, strict=True)), None
+
+    def unflatten(_, children):
+        node = object.__new__(cls)
+        for name, child in zip(names, children, strict=True):
+            object.__setattr__(node, name, child)
+        return node
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+    return cls
+
+
+@_pytree
+@dataclass
+class AttentionCache:
+    """Ring buffer of S rotated keys and values; position t sits in slot t mod S; `count` tokens seen ever."""
+
+    k: Float[Array, "B S H K"]
+    v: Float[Array, "B S H V"]
+    count: Int32[Array, ""]
+
+
+@_pytree
+@dataclass
+class NormState:
+    """Statistics of a TimestepNorm so far."""
+
+    count: Int32[Array, " B"]
+    mean: Float32[Array, "B G"]
+    var: Float32[Array, "B G"]
+
+
+@_pytree
+@dataclass
+class EMAState:
+    """State of a ComplexEMA after the last step."""
+
+    h: Complex64[Array, "B D N"]
+
+
+@_pytree
+@dataclass
+class LayerCache:
+    """Everything one block carries; a component that is None starts fresh. `position` mirrors `attn.count`."""
+
+    attn: AttentionCache | None = None
+    norm: NormState | None = None
+    ema: EMAState | None = None
+    position: Int32[Array, ""] = field(default_factory=lambda: jnp.zeros((), jnp.int32))
+
+
+@_pytree
+@dataclass
+class ModelCache:
+    """One entry per layer (None starts fresh) and the state of the final norm."""
+
+    layer_caches: tuple[LayerCache | None, ...]
+    final_norm: NormState | None = None

@@ -1,0 +1,61 @@
+"""Checks at the Python boundary of a model call.
+
+Shapes and dtypes are always checked. Values are checked when they are concrete (eager calls); inside traced code only
+with `checks=True`, because a check there is a host callback in the compiled program.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_ids(name: str, ids, *, like=None) -> None:
+    """Integer array [batch, length], not empty, and of the shape of `like` if given.
+
+    Raises:
+        TypeError: not an integer array.
+        ValueError: wrong shape or empty.
+    """
+    if not (hasattr(ids, "dtype") and jnp.issubdtype(ids.dtype, jnp.integer)):
+        raise TypeError(f"{name} must be an integer array, got {getattr(ids, 'dtype', type(ids).__name__)}")
+    if ids.ndim != 2:
+        raise ValueError(f"{name} must have shape [batch, length], got {ids.shape}")
+    if 0 in ids.shape:
+        raise ValueError(f"{name} is empty, shape {ids.shape}; at least one token per row is needed")
+    if like is not None and ids.shape != like.shape:
+        raise ValueError(f"{name} must have the shape of input_ids {like.shape}, got {ids.shape}")
+
+
+def check_mask(mask, like) -> None:
+    """Boolean array of the shape of `like`, or None.
+
+    Raises:
+        TypeError: not boolean.
+        ValueError: wrong shape.
+    """
+    if mask is None:
+        return
+    if not hasattr(mask, "dtype") or mask.dtype != jnp.bool_:
+        raise TypeError(f"attention_mask must be bool (True = valid), got {getattr(mask, 'dtype', type(mask).__name__)}")
+    if mask.shape != like.shape:
+        raise ValueError(f"attention_mask must have the shape of input_ids {like.shape}, got {mask.shape}")
+
+
+def require(array: jax.Array, bad, message: str, checks: bool) -> jax.Array:
+    """`array`, or an error if `bad(array)` (a boolean array) is true anywhere.
+
+    Raises:
+        ValueError: concrete and bad. Traced values raise at run time, and only with `checks`.
+    """
+    if isinstance(array, jax.core.Tracer):
+        return eqx.error_if(array, bad(array), message) if checks else array
+    if np.any(np.asarray(bad(array))):
+        raise ValueError(message)
+    return array
+
+
+def require_in_range(name: str, ids: jax.Array, size: int, checks: bool) -> jax.Array:
+    """`ids`, or an error if one of them is outside [0, size)."""
+    message = f"{name} contain out-of-bounds values. Valid range: [0, {size})"
+    return require(ids, lambda a: jnp.any((a < 0) | (a >= size)), message, checks)
