@@ -33,9 +33,7 @@ def state_resets(segment_ids: Int[Array, "B L"]) -> Bool[Array, "B L"]:
     return run_starts(segment_ids).at[:, 0].set(False)
 
 
-def valid_tokens(
-    mask: Bool[Array, "B L"] | None, segment_ids: Int[Array, "B L"] | None
-) -> Bool[Array, "B L"] | None:
+def valid_tokens(mask: Bool[Array, "B L"] | None, segment_ids: Int[Array, "B L"] | None) -> Bool[Array, "B L"] | None:
     """Tokens that count: `mask` True and id not 0; None when every token counts."""
     if segment_ids is None:
         return mask

@@ -67,7 +67,7 @@ def masked_attention(
     allowed: Bool[Array, "*#batch #H #Q S"],
     *,
     precision: Precision = None,
-    softmax_dtype: jnp.dtype = jnp.dtype(jnp.float32),
+    softmax_dtype=jnp.float32,
     weights_transform=None,
 ) -> Float[Array, "*batch Q H V"]:
     """Dense attention over `allowed` pairs, scale 1; scores and softmax in `softmax_dtype`, result in q.dtype.

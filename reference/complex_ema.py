@@ -6,17 +6,18 @@ Recurrence, per batch row and feature, over N complex states:
 
 Chunked form. Cut time into chunks of T steps and let `h` be the state entering a chunk. Inside the chunk
 
-    y[t]  = sum_{j<=t} k[t-j] x[j] + Re(sum_n gamma_n q_n^(t+1) h_n),    k[i] = Re(sum_n gamma_n p_n q_n^i) + omega [i=0]
+    y[t]  = sum_{j<=t} k[t-j] x[j] + Re(sum_n gamma_n q_n^(t+1) h_n),
+    k[i]  = Re(sum_n gamma_n p_n q_n^i)
     h'    = q^T h + sum_j p q^(T-1-j) x[j]
 
-so a chunk is three small matrix products per feature (`ChunkOperators`), and only one state per chunk is carried
-step by step. Powers of q come from repeated squaring of q itself, never from exp(j log q) over the whole length: the
-error does not grow with the length, and q = 0 needs no special case.
+so a chunk is two small matrix products per feature (`ChunkOperators`), and only one state per chunk is carried
+step by step. Powers of q come from repeated squaring of q itself (`_powers`), never from exp(j log q) over the whole
+length: the error does not grow with the length of the memory, and q = 0 needs no special case.
 
 Memory. Chunks are grouped into blocks; `lax.scan` walks over blocks and each block is rematerialised in the backward,
 so beside inputs and outputs only one state per block is kept, and the working set of a block stays in cache. The
-derivatives of the powers are written by hand (d q^j = j q^(j-1) dq), everything else is a matrix product whose
-transpose JAX knows: reverse mode, forward mode and higher derivatives all work.
+derivatives of the powers are written by hand (`_powers`), everything else is a matrix product whose transpose JAX
+knows: reverse mode, forward mode and higher derivatives all work.
 
 Packed documents reset the state inside a chunk, which makes the operators differ from row to row; there the recurrence
 is run step by step (a scan over checkpointed chunks), and `where` throws the old state away, so nothing of one
@@ -31,10 +32,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Complex64, Float, Float32, Int
 
+from reference._powers import decay_powers
 from reference._segments import state_resets, valid_tokens
 
 _CHUNK = 32  # T: steps per chunk; measured fastest among 32, 64, 128 on CPU
-_BLOCK = 512  # steps per rematerialised block
+_BLOCK = 1024  # steps per rematerialised block
 _PACKED_CHUNK = 64  # steps per rematerialised chunk of the packed path
 
 _einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -43,10 +45,10 @@ _einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 class ChunkOperators(NamedTuple):
     """The linear maps of one chunk of T steps, per feature; complex pairs are stacked as (real, imaginary) halves."""
 
-    kernel: Float32[Array, "D T T"]  # [j, t] = k[t-j]
+    emit: Float32[Array, "D S T"]  # chunk input (k[t-j]) and state entering the chunk -> output
     write: Float32[Array, "D T 2N"]  # chunk input -> state leaving the chunk
-    read: Float32[Array, "D 2N T"]  # state entering the chunk -> output
-    decay: Complex64[Array, "D N"]  # q^T
+    decay: Complex64[Array, "D N"]  # q^T in float32 ...
+    decay_rest: Complex64[Array, "D N"]  # ... and what float32 leaves out of it
 
 
 @partial(jax.jit, static_argnames="return_state")
@@ -93,7 +95,6 @@ def _chunked(x, p, q, gamma, h0):
     length = x.shape[1]
     whole = length - length % _BLOCK
     chunks = length - length % _CHUNK
-    powers = _powers(q, min(length, _CHUNK) + 1)
     outputs, h = [], h0
     for start, stop, block, chunk in (
         (0, whole, _BLOCK, _CHUNK),
@@ -102,41 +103,23 @@ def _chunked(x, p, q, gamma, h0):
     ):
         if stop > start:
             # The barrier keeps XLA from forming the operators again inside every block.
-            operators = ChunkOperators(*lax.optimization_barrier(_operators(p, gamma, powers, chunk)))
+            operators = ChunkOperators(*lax.optimization_barrier(_operators(p, q, gamma, chunk)))
             y, h = _scan_blocks(x[:, start:stop], operators, h, block)
             outputs.append(y)
     return (outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)), h
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _powers(q: Complex64[Array, "D N"], count: int) -> Complex64[Array, "D N count"]:
-    """q^0 .. q^(count-1) by repeated squaring."""
-    powers, square = jnp.ones_like(q)[..., None], q[..., None]
-    while powers.shape[-1] < count:
-        powers = jnp.concatenate([powers, powers * square], axis=-1)
-        square = square * square
-    return powers[..., :count]
-
-
-@_powers.defjvp
-def _powers_jvp(count, primals, tangents):
-    (q,), (dq,) = primals, tangents
-    powers = _powers(q, count)
-    exponents = jnp.arange(1, count, dtype=jnp.float32).astype(jnp.complex64)
-    slopes = exponents * powers[..., :-1] * dq[..., None]
-    return powers, jnp.concatenate([jnp.zeros_like(powers[..., :1]), slopes], axis=-1)
-
-
-def _operators(p, gamma, powers, chunk: int) -> ChunkOperators:
+def _operators(p, q, gamma, chunk: int) -> ChunkOperators:
+    powers, rest = decay_powers(q, chunk)
     p = p.astype(powers.dtype)
     taps = jnp.sum(jnp.real((gamma * p)[..., None] * powers[..., :chunk]), axis=1)
     write = p[..., None] * powers[..., chunk - 1 :: -1] if chunk > 1 else p[..., None] * powers[..., :1]
     read = gamma[..., None] * powers[..., 1 : chunk + 1]
     return ChunkOperators(
-        kernel=_toeplitz(taps),
+        emit=jnp.concatenate([_toeplitz(taps), jnp.real(read), -jnp.imag(read)], axis=1),
         write=jnp.concatenate([jnp.real(write), jnp.imag(write)], axis=1).transpose(0, 2, 1),
-        read=jnp.concatenate([jnp.real(read), -jnp.imag(read)], axis=1),
         decay=powers[..., chunk],
+        decay_rest=rest,
     )
 
 
@@ -169,20 +152,25 @@ def _scan_blocks(x, operators: ChunkOperators, h0, block: int):
 
 def _block(x, operators: ChunkOperators, h):
     """One block of one row: x [block, D], h [D, N] -> y [block, D], state leaving the block."""
-    kernel, write, read, decay = operators
-    states, chunk = decay.shape[1], kernel.shape[1]
+    emit, write, decay, rest = operators
+    states, chunk = decay.shape[1], write.shape[1]
     chunks = _feature_major(x, chunk)
     # The barrier keeps the product a matrix product: without it XLA repeats it inside the scan.
     sources = lax.optimization_barrier(_einsum("dcj,djn->cdn", chunks, write))
 
+    a, b, a_rest, b_rest = jnp.real(decay), jnp.imag(decay), jnp.real(rest), jnp.imag(rest)
+
     def carry(pair, source):
         re, im = pair
-        a, b = jnp.real(decay), jnp.imag(decay)
-        leaving = (a * re - b * im + source[:, :states], a * im + b * re + source[:, states:])
+        leaving = (
+            a * re - b * im + (a_rest * re - b_rest * im + source[:, :states]),
+            a * im + b * re + (a_rest * im + b_rest * re + source[:, states:]),
+        )
         return leaving, jnp.concatenate(pair, axis=-1)
 
     (re, im), entering = lax.scan(carry, (jnp.real(h), jnp.imag(h)), sources)
-    y = _einsum("dcj,djt->dct", chunks, kernel) + _einsum("cdn,dnt->dct", entering, read)
+    inputs = jnp.concatenate([chunks, entering.transpose(1, 0, 2)], axis=-1)
+    y = _einsum("dcj,djt->dct", inputs, emit)
     return _time_major(y), lax.complex(re, im)
 
 
@@ -210,9 +198,7 @@ def _packed(x, p, q, gamma, h0, resets, valid, return_state: bool):
         re, im = (jnp.where(reset[:, None, None], 0.0, part) for part in (re, im))
         re, im = q_re * re - q_im * im + p * x_t[:, None], q_re * im + q_im * re
         if return_state:
-            last = tuple(
-                jnp.where(keep[:, None, None], new, old) for new, old in zip((re, im), last, strict=True)
-            )
+            last = tuple(jnp.where(keep[:, None, None], new, old) for new, old in zip((re, im), last, strict=True))
         return ((re, im), last), jnp.sum(gamma_re * re - gamma_im * im, axis=1)
 
     @jax.checkpoint
@@ -229,5 +215,3 @@ def _packed(x, p, q, gamma, h0, resets, valid, return_state: bool):
     y = jnp.moveaxis(y.reshape(-1, batch, features)[:length], 0, 1)
     h = lax.complex(*last).transpose(0, 2, 1) if return_state else None
     return y, h
-
-

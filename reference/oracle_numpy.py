@@ -9,7 +9,8 @@ padding and acts as mask False. With `segment_ids` the returned state is that af
 complex_ema     h[t] = A[t] h[t-1] + p x[t],  y[t] = Re(sum_n gamma h[t]) + omega x[t],  A[t] = q, or 0 at a reset
   adjoint       lam[t] = conj(gamma) dy[t] + conj(A[t+1]) lam[t+1] (+ dh at the returned step)
                 dx[t] = sum_n p Re lam[t] + omega dy[t]     dq = sum_{A[t]=q} conj(h[t-1]) lam[t]
-                dp = sum x[t] Re lam[t]   dgamma = sum dy[t] conj(h[t])   domega = sum dy[t] x[t]   dh0 = conj(A[0]) lam[0]
+                dp = sum x[t] Re lam[t]   dgamma = sum dy[t] conj(h[t])
+                domega = sum dy[t] x[t]   dh0 = conj(A[0]) lam[0]
 timestep_norm   Welford: n += 1; d = u - mean; mean += d / n; M2 += d (u - mean) + s;  var = M2 / n
   adjoint       every step reversed by the chain rule
 attention       o[i] = sum_j softmax_j(q[i].k[j]) v[j] over the allowed j
@@ -55,7 +56,7 @@ def complex_ema(x, p, q, gamma, omega=None, *, h0=None, mask=None, segment_ids=N
 
 def _ema_states(x, p, q, h0, mask, segment_ids):
     """[h0, h[0], h[1], ...], the inputs that entered, and the resets."""
-    batch, length, features = x.shape
+    batch, length, _ = x.shape
     x = np.where(_valid(mask, segment_ids, (batch, length))[..., None], x, 0.0)
     resets = _resets(segment_ids, (batch, length))
     h = np.zeros((batch, *q.shape), np.complex128) if h0 is None else np.asarray(h0, np.complex128)
@@ -116,7 +117,8 @@ def _timestep_norm(x, weight, bias, num_groups, eps, state, mask, segment_ids, s
     shape = (batch, num_groups)
     if state is None:
         state = (np.zeros(batch, int), np.zeros(shape), np.ones(shape))
-    n, mean, var = np.asarray(state[0], np.float64)[:, None], np.float64(state[1]), np.float64(state[2])
+    state = tuple(np.asarray(part) for part in state)
+    n, mean, var = (np.asarray(part, np.float64) for part in (state[0][:, None], *state[1:]))
     valid, resets = _valid(mask, segment_ids, (batch, length)), _resets(segment_ids, (batch, length))
     u, s = _norm_observations(x, num_groups, valid, statistics)
     weight_of_prior = np.maximum(n, 1) if statistics == "token_mean" else n
@@ -127,7 +129,7 @@ def _timestep_norm(x, weight, bias, num_groups, eps, state, mask, segment_ids, s
         n, mean = np.where(reset, 0.0, n), np.where(reset, 0.0, mean)
         m2 = np.where(reset, 1.0 if statistics == "token_mean" else 0.0, m2)
         prior_var = np.where(reset, 1.0, prior_var)
-        before = (n, mean)
+        mean_before = mean
         n = n + k
         safe = np.maximum(n, 1.0)
         delta = u[:, t] - mean
@@ -142,12 +144,12 @@ def _timestep_norm(x, weight, bias, num_groups, eps, state, mask, segment_ids, s
         y[:, t] = xhat * (1 + weight) + bias
         if statistics == "all_features":
             y[:, t] = np.where(valid[:, t, None], y[:, t], 0.0)
-        tape.append((before, n, mean, raw, var, rstd, xhat))
+        tape.append((mean_before, n, mean, raw, var, rstd, xhat))
     last = _anchor(valid, segment_ids)
     rows = list(enumerate(last))
     count = np.array([tape[t][1][b, 0] if t >= 0 else state[0][b] for b, t in rows], int)
-    mean = np.stack([tape[t][2][b] if t >= 0 else np.float64(state[1])[b] for b, t in rows])
-    var = np.stack([tape[t][4][b] if t >= 0 else np.float64(state[2])[b] for b, t in rows])
+    mean = np.stack([tape[t][2][b] if t >= 0 else state[1][b] for b, t in rows])
+    var = np.stack([tape[t][4][b] if t >= 0 else state[2][b] for b, t in rows])
     return y, (count, mean, var), (tape, u, valid, resets, last, weight, state)
 
 
@@ -170,7 +172,7 @@ def timestep_norm_vjp(
     # Cotangents of the mean, M2 and prior variance carried from the step after.
     c_mean, c_m2, c_prior = (np.zeros((batch, num_groups)) for _ in range(3))
     for t in reversed(range(length)):
-        (n_before, mean_before), n, mean, raw, _, rstd, xhat = tape[t]
+        mean_before, n, mean, raw, _, rstd, xhat = tape[t]
         k, safe = valid[:, t, None].astype(np.float64), np.maximum(n, 1.0)
         dz = (dy[:, t] * (1 + weight)).reshape(batch, num_groups, size)
         centred = x[:, t].reshape(batch, num_groups, size) - mean[..., None]

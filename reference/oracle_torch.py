@@ -198,9 +198,7 @@ class TimestepNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(config.model_dim)) if affine else None
         self.bias = nn.Parameter(torch.zeros(config.model_dim)) if affine else None
 
-    def forward(
-        self, x: Tensor, state: NormState | None, inputs: Inputs
-    ) -> tuple[Tensor, NormState]:
+    def forward(self, x: Tensor, state: NormState | None, inputs: Inputs) -> tuple[Tensor, NormState]:
         """x [B, L, D] -> y [B, L, D] and the new state."""
         return timestep_norm(
             x,
@@ -366,14 +364,10 @@ class MegalodonAttention(nn.Module):
         self.beta = nn.Parameter(torch.zeros(2, z))
         self.inner = ChunkedAttention(config)
 
-    def forward(
-        self, x: Tensor, cache: LayerCache | None, inputs: Inputs
-    ) -> tuple[Tensor, LayerCache | None]:
+    def forward(self, x: Tensor, cache: LayerCache | None, inputs: Inputs) -> tuple[Tensor, LayerCache | None]:
         """x [B, L, D] -> x' [B, L, D] and the cache if streaming."""
         heads = (self.num_heads, -1)
-        norm_state, ema_state, attn = (
-            (None, None, None) if cache is None else (cache.norm, cache.ema, cache.attn)
-        )
+        norm_state, ema_state, attn = (None, None, None) if cache is None else (cache.norm, cache.ema, cache.attn)
         xt, norm_state = self.timenorm(x, norm_state, inputs)
         y, ema_state = self.cema(xt, ema_state, inputs)
         mx = self.rmsnorm(y)
@@ -421,9 +415,7 @@ class MegalodonBlock(nn.Module):
         self.attn = MegalodonAttention(config)
         self.ffn = NormalizedFFN(config, layer)
 
-    def forward(
-        self, x: Tensor, cache: LayerCache | None, inputs: Inputs
-    ) -> tuple[Tensor, LayerCache | None]:
+    def forward(self, x: Tensor, cache: LayerCache | None, inputs: Inputs) -> tuple[Tensor, LayerCache | None]:
         """x [B, L, D] -> [B, L, D] and the cache if streaming."""
         attended, cache = self.attn(x, cache, inputs)
         return self.ffn(x, attended), cache
@@ -479,9 +471,7 @@ class MegalodonModel(nn.Module):
         inputs = Inputs(
             mask=None if attention_mask is None else attention_mask.bool(),
             segment_ids=segment_ids,
-            rotary=rotary_table(
-                positions, config.z_dim // config.num_heads, base, statistics_dtype(x)
-            ),
+            rotary=rotary_table(positions, config.z_dim // config.num_heads, base, statistics_dtype(x)),
             stream=stream,
             mask_ema=mask_ema,
         )

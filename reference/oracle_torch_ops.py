@@ -310,9 +310,7 @@ def chunked_attention(
     return torch.cat(outputs, 1) if outputs else v.to(q.dtype)
 
 
-def rotary_table(
-    positions: Tensor, dim: int, base: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def rotary_table(positions: Tensor, dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines of ``position * base**(-j / (dim/2))``, j = 0 .. dim/2 - 1.
 
     Args:

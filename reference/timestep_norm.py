@@ -13,11 +13,11 @@ Two triples merge by Chan's rule (Chan, Golub, LeVeque 1979), with d = mean_b - 
     n = na + nb        mean = mean_a + d nb / n        M2 = M2a + M2b + d^2 na nb / n
 
 and then var = M2 / max(n, 1) (v0 while n = 0), y = (x - mean) rsqrt(var + eps) (1 + weight) + bias. The rule adds
-non-negative terms only: no sum of squares minus squared mean, hence no cancellation at a large mean, and its
-depth over time is logarithmic, hence no error that grows with the length.
+non-negative terms only: no sum of squares minus squared mean, hence no cancellation at a large mean.
 
-The merge runs as a segmented associative scan. At the first token of a packed document everything to its left is
-replaced by the empty triple before merging, so no bit of one document reaches another.
+The merge is associative and runs as a prefix scan of two levels: step by step inside all chunks at once, then over the
+chunk totals. At the first token of a packed document everything to its left is replaced by the empty triple before
+merging, so no bit of one document reaches another.
 """
 
 from functools import partial
@@ -28,9 +28,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from reference._segments import last_valid_index, state_resets, valid_tokens
+from reference._segments import last_valid_index, run_start_index, state_resets, valid_tokens
 
 VARIANCE_FLOOR = 1e-6
+_CHUNK = 32  # steps of the inner level of the prefix scan
 
 Statistics = Literal["token_mean", "all_features"]
 State = tuple[Int32[Array, " B"], Float32[Array, "B G"], Float32[Array, "B G"]]
@@ -86,12 +87,16 @@ def _cumulative(grouped, state: State, valid, segment_ids, statistics: Statistic
     count = seen.astype(jnp.int32)
     tokens = (
         resets[..., None],
-        jnp.broadcast_to(count.astype(jnp.float32)[..., None], u.shape),
+        jnp.broadcast_to(seen.astype(jnp.float32)[..., None], u.shape),
         u,
         within if statistics == "all_features" else jnp.zeros_like(u),
     )
-    restarted, n, mean, m2 = lax.associative_scan(_merge, tokens, axis=1)
-    _, count = lax.associative_scan(_add_count, (resets, count), axis=1)
+    restarted, n, mean, m2 = _prefix(tokens)
+    count = jnp.cumsum(count, axis=1)
+    if segment_ids is not None:
+        start = run_start_index(segment_ids)
+        before = jnp.take_along_axis(jnp.pad(count, ((0, 0), (1, 0))), start, axis=1)
+        count = jnp.where(restarted[..., 0], count - before, count)
 
     fresh = tuple(part[:1] for part in fresh_state(1, groups))
     n0, m0, v0 = (
@@ -100,13 +105,40 @@ def _cumulative(grouped, state: State, valid, segment_ids, statistics: Statistic
     )
     prior_n = n0.astype(jnp.float32)
     prior_m2 = (prior_n if statistics == "all_features" else jnp.maximum(prior_n, 1.0)) * v0
-    _, n, mean, m2 = _merge((jnp.zeros_like(restarted), prior_n, m0, prior_m2), (jnp.zeros_like(restarted), n, mean, m2))
+    _, n, mean, m2 = _merge(
+        (jnp.zeros_like(restarted), prior_n, m0, prior_m2), (jnp.zeros_like(restarted), n, mean, m2)
+    )
     empty = n == 0.0
     mean = jnp.where(empty, m0, mean)
     var = jnp.where(empty, v0, m2 / jnp.maximum(n, 1.0))
     if statistics == "token_mean":
         var = jnp.where(var < VARIANCE_FLOOR, VARIANCE_FLOOR, var)
     return count + n0[..., 0], mean, var
+
+
+def _prefix(tokens):
+    """Inclusive prefix merge over axis 1 of (reset, n, mean, m2), each [B, L, ...]."""
+    batch, length = tokens[0].shape[:2]
+
+    def chunks(part):  # [B, L, ...] -> [T, B, chunks, ...], padded with the empty triple
+        part = jnp.pad(part, ((0, 0), (0, -length % _CHUNK), (0, 0)))
+        return jnp.moveaxis(part.reshape(batch, -1, _CHUNK, part.shape[-1]), 2, 0)
+
+    def step(left, token):
+        merged = _merge(left, token)
+        return merged, merged
+
+    tokens = tuple(map(chunks, tokens))
+    empty = tuple(jnp.zeros_like(part[0]) for part in tokens)
+    totals, inside = lax.scan(step, empty, tokens)
+    nothing = tuple(part[:, 0] for part in empty)
+    _, before = lax.scan(lambda left, chunk: (_merge(left, chunk), left), nothing, _swap(totals))
+    merged = _merge(tuple(part[None] for part in _swap(before)), inside)
+    return tuple(jnp.moveaxis(part, 0, 2).reshape(batch, -1, part.shape[-1])[:, :length] for part in merged)
+
+
+def _swap(parts):
+    return tuple(jnp.swapaxes(part, 0, 1) for part in parts)
 
 
 def _merge(a, b):
@@ -123,12 +155,6 @@ def _merge(a, b):
         mean_a + delta * share,
         m2_a + m2_b + jnp.square(delta) * n_a * share,
     )
-
-
-def _add_count(a, b):
-    reset_a, count_a = a
-    reset_b, count_b = b
-    return reset_a | reset_b, jnp.where(reset_b, 0, count_a) + count_b
 
 
 def _final_state(count, mean, var, state: State, valid) -> State:

@@ -1,0 +1,51 @@
+r"""The complex EMA as it is usually written in JAX: what `reference.complex_ema` is measured against.
+
+Both compute, per batch row and feature, over N complex states and from a zero state,
+
+    h[t] = q h[t-1] + p x[t]                    y[t] = Re(sum_n gamma_n h[t, n])
+
+`fft_convolution` unrolls the recurrence into a convolution over the whole length L,
+
+    y[t] = sum_{j<=t} k[t-j] x[j]               k[j] = Re(sum_n gamma_n p_n q_n^j),   q^j = |q|^j exp(i j arg q)
+
+with every power formed on its own for all (D, N, L), and the convolution done as a product of real FFTs of at least 2L
+points, a power of two, so that nothing wraps around.
+
+`sequential_scan` runs the recurrence as it stands, one complex step after the other.
+
+Gradients of both are whatever JAX derives.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Complex64, Float32
+
+
+def fft_convolution(
+    x: Float32[Array, "B L D"], p: Float32[Array, "D N"], q: Complex64[Array, "D N"], gamma: Complex64[Array, "D N"]
+) -> Float32[Array, "B L D"]:
+    """The EMA as one FFT convolution with a kernel as long as the sequence; q = 0 has no gradient here."""
+    length = x.shape[1]
+    points = 1 << (2 * length - 1).bit_length()
+    steps = jnp.arange(length, dtype=jnp.float32)
+    phase = steps * jnp.angle(q)[..., None]
+    turns = jnp.exp(lax.complex(jnp.zeros_like(phase), phase))
+    powers = jnp.power(jnp.abs(q)[..., None], steps).astype(q.dtype) * turns
+    weights = gamma * p.astype(q.dtype)
+    kernel = jnp.real(jnp.einsum("dn,dnl->dl", weights, powers, precision=lax.Precision.HIGHEST))
+    spectrum = jnp.fft.rfft(x.transpose(0, 2, 1), n=points) * jnp.fft.rfft(kernel, n=points)
+    return jnp.fft.irfft(spectrum, n=points)[..., :length].transpose(0, 2, 1)
+
+
+def sequential_scan(
+    x: Float32[Array, "B L D"], p: Float32[Array, "D N"], q: Complex64[Array, "D N"], gamma: Complex64[Array, "D N"]
+) -> Float32[Array, "B L D"]:
+    """The EMA as a scan over time with a complex state [B, D, N]."""
+
+    def step(h, x_t):
+        h = q * h + (p * x_t[..., None]).astype(q.dtype)
+        return h, jnp.sum(jnp.real(gamma * h), axis=-1)
+
+    start = jnp.zeros((x.shape[0], *q.shape), q.dtype)
+    _, y = lax.scan(step, start, jnp.moveaxis(x, 1, 0))
+    return jnp.moveaxis(y, 0, 1)
