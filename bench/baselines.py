@@ -6,7 +6,7 @@ Both compute, per batch row and feature, over N complex states and from a zero s
 
 `fft_convolution` unrolls the recurrence into a convolution over the whole length L,
 
-    y[t] = sum_{j<=t} k[t-j] x[j]               k[j] = Re(sum_n gamma_n p_n q_n^j),   q^j = |q|^j exp(i j arg q)
+    y[t] = sum_{j<=t} k[t-j] x[j]               k[j] = Re(sum_n gamma_n p_n q_n^j),   q^j = exp(j log q)
 
 with every power formed on its own for all (D, N, L), and the convolution done as a product of real FFTs of at least 2L
 points, a power of two, so that nothing wraps around.
@@ -27,10 +27,8 @@ def fft_convolution(
     """The EMA as one FFT convolution with a kernel as long as the sequence; q = 0 has no gradient here."""
     length = x.shape[1]
     points = 1 << (2 * length - 1).bit_length()
-    steps = jnp.arange(length, dtype=jnp.float32)
-    phase = steps * jnp.angle(q)[..., None]
-    turns = jnp.exp(lax.complex(jnp.zeros_like(phase), phase))
-    powers = jnp.power(jnp.abs(q)[..., None], steps).astype(q.dtype) * turns
+    steps = jnp.arange(length, dtype=jnp.float32).astype(q.dtype)
+    powers = jnp.exp(jnp.log(q)[..., None] * steps)
     weights = gamma * p.astype(q.dtype)
     kernel = jnp.real(jnp.einsum("dn,dnl->dl", weights, powers, precision=lax.Precision.HIGHEST))
     spectrum = jnp.fft.rfft(x.transpose(0, 2, 1), n=points) * jnp.fft.rfft(kernel, n=points)

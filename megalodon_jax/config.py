@@ -91,9 +91,7 @@ class MegalodonConfig:
             )
         for name in _DTYPES:
             object.__setattr__(self, name, _floating_dtype(name, getattr(self, name)))
-        self._require(
-            self.gemm_backend == "default", "gemm_backend must be 'default', got {gemm_backend!r}"
-        )
+        self._require(self.gemm_backend == "default", "gemm_backend must be 'default', got {gemm_backend!r}")
         self._require(
             jnp.finfo(self.accum_dtype).bits >= jnp.finfo(self.compute_dtype).bits,
             "accum_dtype should be >= compute_dtype, got {accum_dtype} and {compute_dtype}",
@@ -184,4 +182,3 @@ def _floating_dtype(name: str, value) -> jnp.dtype:
     if dtype == jnp.float16:
         raise ValueError(f"{name} must not be float16: the EMA and the statistics overflow; use bfloat16")
     return dtype
-

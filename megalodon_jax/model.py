@@ -1,8 +1,8 @@
 """Block, model and language model.
 
-    block   y = x + FFN(LayerNorm(attention_half(x)))      the residual starts at the block input: "two-hop"
-    model   TimestepNorm(blocks(embed[ids]))
-    head    logits = hidden @ weight.T                     weight = the embedding when tied
+block   y = x + FFN(LayerNorm(attention_half(x)))      the residual starts at the block input: "two-hop"
+model   TimestepNorm(blocks(embed[ids]))
+head    logits = hidden @ weight.T                     weight = the embedding when tied
 """
 
 import math
@@ -92,9 +92,7 @@ class MegalodonModel(eqx.Module):
         self.config = config
         _, embed_key, _, layers_key = jax.random.split(key, 4)
         shape = (config.vocab_size, config.model_dim)
-        draw = (
-            jax.random.normal if config.init_mode == "none" else get_initializer(config.init_mode, config.model_dim)
-        )
+        draw = jax.random.normal if config.init_mode == "none" else get_initializer(config.init_mode, config.model_dim)
         self.embed = eqx.nn.Embedding(weight=draw(embed_key, shape, config.param_dtype))
         keys = split(layers_key, config.num_layers) if config.num_layers else ()
         self.layers = tuple(MegalodonBlock(config, i, key=layer_key) for i, layer_key in enumerate(keys))
@@ -291,9 +289,7 @@ class MegalodonForCausalLM(eqx.Module):
         )  # fmt: skip
         targets = labels[:, 1:]
         valid = losses.valid_targets(targets, ignore_index, attention_mask, segment_ids)
-        targets = require_in_range(
-            "labels", jnp.where(valid, targets, 0), self.config.effective_output_size, checks
-        )
+        targets = require_in_range("labels", jnp.where(valid, targets, 0), self.config.effective_output_size, checks)
         dtype: Any = self.config.softmax_dtype
         if loss_chunk_size is None or targets.size == 0:
             per_token = losses.token_losses(self._head(hidden[:, :-1]), targets, dtype)

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def check_ids(name: str, ids, *, like=None) -> None:
@@ -37,7 +38,9 @@ def check_mask(mask, like) -> None:
     if mask is None:
         return
     if not hasattr(mask, "dtype") or mask.dtype != jnp.bool_:
-        raise TypeError(f"attention_mask must be bool (True = valid), got {getattr(mask, 'dtype', type(mask).__name__)}")
+        raise TypeError(
+            f"attention_mask must be bool (True = valid), got {getattr(mask, 'dtype', type(mask).__name__)}"
+        )
     if mask.shape != like.shape:
         raise ValueError(f"attention_mask must have the shape of input_ids {like.shape}, got {mask.shape}")
 
@@ -48,7 +51,7 @@ def require(array: jax.Array, bad, message: str, checks: bool) -> jax.Array:
     Raises:
         ValueError: concrete and bad. Traced values raise at run time, and only with `checks`.
     """
-    if isinstance(array, jax.core.Tracer):
+    if isinstance(array, Tracer):
         return eqx.error_if(array, bad(array), message) if checks else array
     if np.any(np.asarray(bad(array))):
         raise ValueError(message)

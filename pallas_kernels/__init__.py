@@ -1,9 +1,9 @@
 """Megalodon's three ops for JAX: one function each, several implementations behind it.
 
-    complex_ema, timestep_norm, chunked_attention    the ops
-    explain                                          which implementation would run, and why not the others
-    use_implementation, strict, compile_for          steer the choice inside a `with` block
-    KernelUnavailable                                a named implementation cannot run
+complex_ema, timestep_norm, chunked_attention    the ops
+explain                                          which implementation would run, and why not the others
+use_implementation, strict, compile_for          steer the choice inside a `with` block
+KernelUnavailable                                a named implementation cannot run
 """
 
 from pallas_kernels._dispatch import KernelUnavailable

@@ -77,9 +77,9 @@ class Op:
         for name in names:
             if refusals[name] is None:
                 return present[name]
-        reason = "; ".join(f"{name}: {refusals[name]}" for name in names) if len(names) > 1 else refusals[names[0]]
+        reason = "; ".join(f"{name}: {refusals[name]}" for name in names)
         raise KernelUnavailable(
-            self.name, " or ".join(names), str(reason), 'Use implementation=None or "xla", or see explain().'
+            self.name, " or ".join(names), reason, 'Use implementation=None or "xla", or see explain().'
         )
 
     def _best(self, settings, present, refusals) -> Implementation:

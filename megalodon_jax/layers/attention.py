@@ -1,10 +1,10 @@
 """Attention half of a block.
 
-    t  = TimestepNorm(x)         m = dropout(RMSNorm(ComplexEMA(t)))
-    z  = Wz m, per head z / sqrt(mean(z^2) + eps)
-    q  = z (1 + gamma[0]) / sqrt(d) + beta[0]        k = z (1 + gamma[1]) / sqrt(d) + beta[1]
-    v  = silu(Wv t)              r = silu(Wr m)
-    y  = x + dropout(Wh1 m + Wh2 dropout(attention(q, k, v) * r))
+t  = TimestepNorm(x)         m = dropout(RMSNorm(ComplexEMA(t)))
+z  = Wz m, per head z / sqrt(mean(z^2) + eps)
+q  = z (1 + gamma[0]) / sqrt(d) + beta[0]        k = z (1 + gamma[1]) / sqrt(d) + beta[1]
+v  = silu(Wv t)              r = silu(Wr m)
+y  = x + dropout(Wh1 m + Wh2 dropout(attention(q, k, v) * r))
 """
 
 import math

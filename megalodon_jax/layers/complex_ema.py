@@ -1,7 +1,7 @@
 r"""ComplexEMA as a module: parameters around `pallas_kernels.complex_ema`.
 
-    a = sigmoid(alpha), d = sigmoid(delta), phi[d, n] = n sigmoid(theta[d]) 2 pi / N,  n = 1 .. N
-    p = a          q = (1 - a d) e^(i phi)          gamma = (gamma_real + i gamma_imag) / sqrt(N)
+a = sigmoid(alpha), d = sigmoid(delta), phi[d, n] = n sigmoid(theta[d]) 2 pi / N,  n = 1 .. N
+p = a          q = (1 - a d) e^(i phi)          gamma = (gamma_real + i gamma_imag) / sqrt(N)
 """
 
 import math

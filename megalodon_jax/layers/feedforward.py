@@ -1,7 +1,7 @@
 """Feed-forward half of a block.
 
-    n = LayerNorm(x)      h = silu(fc1 n)   or, with swiglu,   silu(fc1 n) * fc3 n
-    y = residual + a * fc2 h,    a = 0.1 * 0.5^layer_id with rescale, else 1
+n = LayerNorm(x)      h = silu(fc1 n)   or, with swiglu,   silu(fc1 n) * fc3 n
+y = residual + a * fc2 h,    a = 0.1 * 0.5^layer_id with rescale, else 1
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Rotary position embedding, half-split pairing.
 
-    (z[i], z[i + d/2]) is rotated by the angle  position * base^(-2 i / d),   i = 0 .. d/2 - 1
+(z[i], z[i + d/2]) is rotated by the angle  position * base^(-2 i / d),   i = 0 .. d/2 - 1
 """
 
 import equinox as eqx

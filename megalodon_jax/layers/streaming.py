@@ -48,8 +48,14 @@ def extend_cache(cache: AttentionCache, k, v, slots: int) -> AttentionCache:
     return AttentionCache(ring(cache.k, k), ring(cache.v, v), count)
 
 
+def resize_ring(cache: AttentionCache, slots: int) -> AttentionCache:
+    """The same stream in a ring of `slots` slots, which keeps the newest tokens."""
+    resize = lambda held: jnp.roll(_history(held, cache.count, slots), cache.count % slots, axis=1)  # noqa: E731
+    return AttentionCache(resize(cache.k), resize(cache.v), cache.count)
+
+
 def attend_newest(q, cache: AttentionCache, *, chunk_size: int, window: int | None, accum_dtype, weights_transform):
-    """Attention of the one newest token, already in the ring: reads the slots in place, whatever their order in time."""
+    """Attention of the one newest token, already in the ring: reads the slots in place, in any order."""
     newest = cache.count - 1
     slots = cache.k.shape[1]
     at_slot = newest - (newest - jnp.arange(slots)) % slots  # absolute position held by each slot
@@ -57,7 +63,7 @@ def attend_newest(q, cache: AttentionCache, *, chunk_size: int, window: int | No
     if window is None:
         allowed = allowed & (at_slot // chunk_size == newest // chunk_size)
     return masked_attention(
-        q, cache.k, cache.v, allowed[None, :], softmax_dtype=accum_dtype, weights_transform=weights_transform
+        q, cache.k, cache.v, allowed[None, None, None], softmax_dtype=accum_dtype, weights_transform=weights_transform
     )
 
 
@@ -78,8 +84,7 @@ def attend_cached(
     length = q.shape[1]
     reach = chunk_size if window is None else window
     keys, values = (
-        jnp.concatenate([_history(held, cache.count, reach), new], axis=1)
-        for held, new in ((cache.k, k), (cache.v, v))
+        jnp.concatenate([_history(held, cache.count, reach), new], axis=1) for held, new in ((cache.k, k), (cache.v, v))
     )
     first = cache.count - reach  # absolute position of keys[:, 0]
     # A ring shorter than the reach leaves the oldest part of the history empty.

@@ -56,7 +56,7 @@ class TimestepNorm(eqx.Module):
             _float32(self.bias),
             num_groups=self.num_groups,
             eps=self.eps,
-            state=None if state is None else (state.count, _float32(state.mean), _float32(state.var)),
+            state=None if state is None else (state.count, state.mean, state.var),
             mask=mask,
             segment_ids=segment_ids,
             return_state=True,

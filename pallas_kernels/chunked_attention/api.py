@@ -1,6 +1,6 @@
 r"""Public entry of chunked_attention: contract, validation, implementations.
 
-    o[i] = sum_j softmax_j(q[i] . k[j]) v[j]    over the keys j <= i of i's own chunk
+o[i] = sum_j softmax_j(q[i] . k[j]) v[j]    over the keys j <= i of i's own chunk
 """
 
 from typing import Literal

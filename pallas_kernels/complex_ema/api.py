@@ -1,6 +1,6 @@
 r"""Public entry of complex_ema: contract, validation, implementations.
 
-    h[t] = q h[t-1] + p x[t]                    y[t] = Re(sum_n gamma_n h[t, n]) + omega x[t]
+h[t] = q h[t-1] + p x[t]                    y[t] = Re(sum_n gamma_n h[t, n]) + omega x[t]
 """
 
 from jaxtyping import Array, Bool, Complex64, Float, Float32, Int

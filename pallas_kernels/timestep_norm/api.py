@@ -1,6 +1,6 @@
 r"""Public entry of timestep_norm: contract, validation, implementations.
 
-    y[t] = (x[t] - mean[t]) / sqrt(var[t] + eps) * (1 + weight) + bias,   mean, var over all valid tokens up to t
+y[t] = (x[t] - mean[t]) / sqrt(var[t] + eps) * (1 + weight) + bias,   mean, var over all valid tokens up to t
 """
 
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
