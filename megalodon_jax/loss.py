@@ -38,11 +38,11 @@ def chunked_token_losses(
 
 
 def valid_targets(
-    targets: Int[Array, "B L-1"],
+    targets: Int[Array, "B T"],
     ignore_index: int,
     attention_mask: Bool[Array, "B L"] | None,
     segment_ids: Int[Array, "B L"] | None,
-) -> Bool[Array, "B L-1"]:
+) -> Bool[Array, "B T"]:
     """Targets that count: not ignored, not masked, not padding, and in the document of the token before them."""
     valid = targets != ignore_index
     if attention_mask is not None:

@@ -175,14 +175,14 @@ class MegalodonModel(eqx.Module):
                 raise ValueError(f"{name} cannot be used with a cache: packed documents do not stream")
         ids = require_in_range("input_ids", ids, self.config.vocab_size, checks)
         if segment_ids is not None:
-            ids = ids + 0 * require(
-                segment_ids, lambda s: jnp.any(s < 0), "segment_ids must not be negative (0 = padding)", checks
-            )
+            # The result carries the check; adding zero times it to the ids keeps it in a traced program.
+            message = "segment_ids must not be negative (0 = padding)"
+            ids = ids + 0 * require(segment_ids, lambda s: s < 0, message, checks).astype(ids.dtype)
         if cache is not None and len(cache.layer_caches) != len(self.layers):
             raise ValueError(f"Cache has {len(cache.layer_caches)} layer entries, expected {len(self.layers)}")
         if mask is not None and (cache is not None or (return_cache and deterministic)):
             message = "Cannot use cache with padding in attention_mask. Pass unpadded tokens, or no cache."
-            require(mask, lambda m: ~jnp.all(m), message, checks)
+            ids = ids + 0 * require(mask, lambda m: ~m, message, checks).astype(ids.dtype)
         return ids
 
 

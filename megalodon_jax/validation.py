@@ -4,6 +4,8 @@ Shapes and dtypes are always checked. Values are checked when they are concrete 
 with `checks=True`, because a check there is a host callback in the compiled program.
 """
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -45,15 +47,16 @@ def check_mask(mask, like) -> None:
         raise ValueError(f"attention_mask must have the shape of input_ids {like.shape}, got {mask.shape}")
 
 
-def require(array: jax.Array, bad, message: str, checks: bool) -> jax.Array:
-    """`array`, or an error if `bad(array)` (a boolean array) is true anywhere.
+def require(array: jax.Array, bad: Callable, message: str, checks: bool) -> jax.Array:
+    """`array`, or an error if the element-wise predicate `bad(array)` holds anywhere.
 
     Raises:
         ValueError: concrete and bad. Traced values raise at run time, and only with `checks`.
     """
     if isinstance(array, Tracer):
         return eqx.error_if(array, bad(array), message) if checks else array
-    if np.any(np.asarray(bad(array))):
+    # NumPy, because inside a trace even concrete values would be staged by jnp.
+    if np.any(bad(np.asarray(array))):
         raise ValueError(message)
     return array
 
@@ -61,4 +64,4 @@ def require(array: jax.Array, bad, message: str, checks: bool) -> jax.Array:
 def require_in_range(name: str, ids: jax.Array, size: int, checks: bool) -> jax.Array:
     """`ids`, or an error if one of them is outside [0, size)."""
     message = f"{name} contain out-of-bounds values. Valid range: [0, {size})"
-    return require(ids, lambda a: jnp.any((a < 0) | (a >= size)), message, checks)
+    return require(ids, lambda a: (a < 0) | (a >= size), message, checks)

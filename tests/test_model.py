@@ -1,0 +1,243 @@
+"""The model against the NumPy and PyTorch float64 oracles: logits, loss, every gradient; masks, documents, dropout."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from megalodon_jax import MegalodonForCausalLM, MegalodonModel
+from megalodon_jax.parameters import named_parameters
+from reference import oracle_numpy_model as numpy_model
+from tests import models
+from tests.tolerance import MODEL_RELATIVE, assert_close, errors
+
+MASK = jnp.asarray(np.random.default_rng(1).random((2, models.LENGTH)) > 0.3)
+SEGMENTS = jnp.asarray([[1] * 5 + [2] * 11 + [0] * 2 + [2] * 3, [0] * 2 + [3] * 12 + [1] * 7], jnp.int32)
+TOKENS = {"plain": {}, "mask": {"attention_mask": MASK}, "segments": {"segment_ids": SEGMENTS}}
+
+
+def jitted(function):
+    return eqx.filter_jit(function)
+
+
+@pytest.mark.parametrize("variant", models.VARIANTS)
+@pytest.mark.parametrize("kind", TOKENS)
+def test_logits_and_loss_match_numpy(variant, kind):
+    model, ids = models.build(**models.VARIANTS[variant]), models.ids()
+    truth = numpy_model.logits(named_parameters(model), model.config, ids, **TOKENS[kind])
+    logits, _ = jitted(lambda m: m(ids, **TOKENS[kind]))(model)
+    assert logits.shape == (2, models.LENGTH, model.config.effective_output_size)
+    assert errors(logits, truth)[0] < MODEL_RELATIVE
+    loss = jitted(lambda m: m.compute_loss(ids, ids, **TOKENS[kind]))(model)
+    truth = numpy_model.loss(named_parameters(model), model.config, ids, ids, **TOKENS[kind])
+    np.testing.assert_allclose(loss, truth, rtol=MODEL_RELATIVE)
+
+
+@pytest.mark.parametrize("variant", models.VARIANTS)
+@pytest.mark.parametrize("kind", TOKENS)
+def test_logits_loss_and_gradients_match_torch(variant, kind, torch_oracle):
+    import torch
+
+    model, ids = models.build(**models.VARIANTS[variant]), models.ids()
+    twin = models.to_torch(model, torch_oracle, torch.float64)
+    torch_ids = torch.tensor(np.asarray(ids), dtype=torch.long)
+    tokens = {name: torch.tensor(np.asarray(value)) for name, value in TOKENS[kind].items()}
+    with torch.no_grad():
+        truth, _ = twin(torch_ids, mask_ema=True, **tokens)
+    logits, _ = jitted(lambda m: m(ids, **TOKENS[kind]))(model)
+    assert errors(logits, truth.numpy())[0] < MODEL_RELATIVE
+
+    loss, gradients = jitted(eqx.filter_value_and_grad(lambda m: m.compute_loss(ids, ids, **TOKENS[kind])))(model)
+    true_loss = twin.loss(torch_ids, torch_ids, mask_ema=True, **tokens)
+    true_loss.backward()
+    np.testing.assert_allclose(loss, true_loss.item(), rtol=MODEL_RELATIVE)
+    expected = dict(twin.named_parameters())
+    ours = named_parameters(gradients)
+    assert len(ours) > 20
+    for name, gradient in ours.items():
+        truth = expected[name].grad.numpy().reshape(gradient.shape)
+        assert_close(name, gradient, truth, units=300)
+
+
+def test_gradient_matches_a_finite_difference_of_the_numpy_model():
+    model, ids = models.build(), models.ids(1, 10)
+    gradients = named_parameters(eqx.filter_grad(lambda m: m.compute_loss(ids, ids))(model))
+    parameters = {k: np.asarray(v, np.float64) for k, v in named_parameters(model).items()}
+    r = np.random.default_rng(2)
+    direction = {k: r.normal(size=v.shape) for k, v in parameters.items()}
+    step = 1e-6
+    up, down = (
+        numpy_model.loss({k: v + s * step * direction[k] for k, v in parameters.items()}, model.config, ids, ids)
+        for s in (1, -1)
+    )
+    slope = sum((np.asarray(gradients[k], np.float64) * direction[k]).sum() for k in parameters)
+    np.testing.assert_allclose(slope, (up - down) / (2 * step), rtol=1e-4)
+
+
+def test_packed_documents_equal_documents_alone():
+    model, ids = models.build(), models.ids()
+    packed, _ = model(ids, segment_ids=SEGMENTS)
+    for row, start, stop in ((0, 0, 5), (0, 5, 16), (0, 18, 21), (1, 2, 14), (1, 14, 21)):
+        alone, _ = model(ids[row : row + 1, start:stop])
+        assert_close("document", packed[row : row + 1, start:stop], alone)
+
+
+def test_position_ids_replace_run_local_positions():
+    model, ids = models.build(), models.ids()
+    local = jnp.asarray([[*range(5), *range(11), *range(2), *range(3)], [*range(2), *range(12), *range(7)]], jnp.int32)
+    by_default, _ = model(ids, segment_ids=SEGMENTS)
+    explicit, _ = model(ids, segment_ids=SEGMENTS, position_ids=local)
+    assert_close("same", explicit, by_default)
+    other, _ = model(ids, segment_ids=SEGMENTS, position_ids=2 * local)
+    assert errors(other, by_default)[0] > 1e-3
+
+
+def test_loss_reductions_and_count():
+    model, ids = models.build(), models.ids()
+    labels = ids.at[0, 3].set(-100).at[1, 7].set(-1)
+    run = jitted(
+        lambda m, reduction: m.compute_loss(
+            ids, labels, MASK, ignore_index=-100, reduction=reduction, return_valid_count=True
+        )
+    )
+    labels = labels.at[1, 7].set(-100)
+    mean, count = run(model, "mean")
+    total, _ = run(model, "sum")
+    each, _ = run(model, "none")
+    valid = np.asarray((labels != -100) & MASK)[:, 1:]
+    assert int(count) == valid.sum()
+    assert each.shape == (2, models.LENGTH - 1)
+    np.testing.assert_array_equal(np.asarray(each)[~valid], 0)
+    np.testing.assert_allclose(np.asarray(each).sum(), total, rtol=1e-6)
+    np.testing.assert_allclose(total / count, mean, rtol=1e-6)
+
+
+def test_loss_of_nothing_is_zero():
+    model, ids = models.build(), models.ids()
+    assert model.compute_loss(ids[:, :1], ids[:, :1]) == 0
+    assert model.compute_loss(ids, jnp.full_like(ids, -100)) == 0
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 40, 1000])
+def test_chunked_loss_is_the_same_loss(chunk):
+    model, ids = models.build(), models.ids()
+    both = jitted(lambda m, n: eqx.filter_value_and_grad(lambda m: m.compute_loss(ids, ids, loss_chunk_size=n))(m))
+    (loss, gradients), (expected, truth) = both(model, chunk), both(model, None)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    for name, gradient in named_parameters(gradients).items():
+        assert_close(name, gradient, named_parameters(truth)[name])
+
+
+def test_chunked_loss_never_forms_all_logits():
+    model, ids = models.build(), models.ids(2, 65)
+    parameters, static = eqx.partition(model, eqx.is_array)
+
+    def text(chunk):
+        loss = lambda p: eqx.combine(p, static).compute_loss(ids, ids, loss_chunk_size=chunk)  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(parameters))
+
+    vocab = model.config.vocab_size
+    assert f"2,64,{vocab}]" in text(None)
+    assert f"16,{vocab}]" in text(16)
+    assert not any(f"{rows},{vocab}]" in text(16) for rows in ("2,64", "2,65", "128", "130"))
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory():
+    ids, key = models.ids(), jax.random.key(3)
+    plain = models.build(dropout=0.2, hidden_dropout=0.1, attention_dropout=0.1)
+    config = dataclasses.replace(plain.config, use_checkpoint=True)
+    saved = eqx.tree_at(
+        lambda m: (m.model.embed, m.model.layers, m.model.norm),
+        MegalodonForCausalLM(config, key=key),
+        (plain.model.embed, plain.model.layers, plain.model.norm),
+    )
+    loss = lambda m: m.compute_loss(ids, ids, deterministic=False, key=key)  # noqa: E731
+    both = [jitted(eqx.filter_value_and_grad(loss))(m) for m in (plain, saved)]
+    assert_close("loss", both[1][0], both[0][0])
+    for name, gradient in named_parameters(both[1][1]).items():
+        assert_close(name, gradient, named_parameters(both[0][1])[name], units=300)
+    assert "remat" in str(jax.make_jaxpr(lambda: loss(saved))())
+    assert "remat" not in str(jax.make_jaxpr(lambda: saved.compute_loss(ids, ids))()).replace("checkpoint", "")
+
+
+def test_dropout_is_random_unbiased_and_off_when_deterministic():
+    model, ids = models.build(dropout=0.3, hidden_dropout=0.2, attention_dropout=0.2), models.ids()
+    run = jitted(lambda m, key: m(ids, deterministic=False, key=key)[0])
+    a, b, again = run(model, jax.random.key(0)), run(model, jax.random.key(1)), run(model, jax.random.key(0))
+    assert jnp.array_equal(a, again)
+    assert not jnp.array_equal(a, b)
+    assert jnp.array_equal(model(ids)[0], model(ids, key=jax.random.key(0))[0])
+
+
+def test_dropout_one_gives_zero_not_a_crash():
+    model = models.build(dropout=1.0)
+    out, _ = model.model.layers[0](jnp.ones((1, 4, 32)), deterministic=False, key=jax.random.key(0))
+    np.testing.assert_array_equal(np.asarray(out), 1.0)
+
+
+@pytest.mark.parametrize("level", ["block", "attention", "feed-forward", "model"])
+def test_dropout_without_key_is_an_error_everywhere(level):
+    model = models.build(dropout=0.5)
+    block, x = model.model.layers[0], jnp.ones((1, 4, 32))
+    call = {
+        "block": lambda: block(x, deterministic=False),
+        "attention": lambda: block.attn(x, deterministic=False),
+        "feed-forward": lambda: block.ffn(x, deterministic=False),
+        "model": lambda: model(models.ids(), deterministic=False),
+    }[level]
+    with pytest.raises(ValueError, match="PRNG key required"):
+        call()
+
+
+def test_every_leaf_is_a_floating_array():
+    model = models.build(swiglu=True, rescale_nffn=True)
+    leaves = jax.tree.leaves(model)
+    assert all(eqx.is_inexact_array(leaf) for leaf in leaves)
+    assert not any("inv_freq" in name for name in named_parameters(model))
+
+
+def test_pad_row_embeds_to_zero_only_for_an_int():
+    ids = jnp.asarray([[5, 0, 7]], jnp.int32)
+    for pad in (0, None):
+        model = models.build(pad_token_id=pad)
+        row = model.model._embed(ids)[0, 1]
+        assert bool(jnp.all(row == 0)) == (pad == 0)
+
+
+@pytest.mark.parametrize("variant", ["default", "everything on"])
+def test_bfloat16_compute(variant):
+    changes = {**models.VARIANTS[variant], "compute_dtype": jnp.bfloat16}
+    model, ids = models.build(**changes), models.ids()
+    exact, _ = models.build(**models.VARIANTS[variant])(ids)
+    logits, cache = model(ids, return_cache=True)
+    assert logits.dtype == jnp.bfloat16
+    assert errors(logits.astype(jnp.float32), exact)[0] < 0.03
+    layer = cache.layer_caches[0]
+    assert (layer.attn.k.dtype, layer.norm.mean.dtype, layer.ema.h.dtype) == (jnp.bfloat16, jnp.float32, jnp.complex64)
+    loss, gradients = eqx.filter_value_and_grad(lambda m: m.compute_loss(ids, ids))(model)
+    assert loss.dtype == jnp.float32
+    assert all(g.dtype == jnp.float32 and bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
+
+
+def test_param_dtype_reaches_matrices_only():
+    model = models.build(param_dtype=jnp.bfloat16, compute_dtype=jnp.bfloat16, swiglu=True)
+    for name, leaf in named_parameters(model).items():
+        matrix = any(part in name for part in ("wz", "wv", "wr", "wh", "fc", "embed"))
+        assert leaf.dtype == (jnp.bfloat16 if matrix else jnp.float32), name
+    assert jnp.isfinite(model.compute_loss(models.ids(), models.ids()))
+
+
+def test_softmax_and_accum_dtype():
+    model, ids = models.build(compute_dtype=jnp.bfloat16, accum_dtype=jnp.bfloat16), models.ids()
+    assert jnp.isfinite(model.compute_loss(ids, ids))
+    model = models.build(softmax_dtype=jnp.bfloat16)
+    assert model.compute_loss(ids, ids).dtype == jnp.bfloat16
+
+
+def test_without_layers():
+    model, ids = models.build(num_layers=0), models.ids()
+    assert isinstance(model.model, MegalodonModel)
+    assert model(ids)[0].shape == (2, models.LENGTH, 64)
