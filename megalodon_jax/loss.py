@@ -54,7 +54,7 @@ def valid_targets(
 
 def reduce_losses(losses: Array, valid: Array, reduction: Reduction) -> Array:
     """Mean over valid tokens (0 if there is none), sum, or the losses themselves with zeros where not valid."""
-    kept = jnp.where(valid, losses, 0).astype(losses.dtype)
+    kept = jnp.where(valid, losses, 0)
     if reduction == "none":
         return kept
     total = jnp.sum(kept.astype(jnp.float32))

@@ -1,8 +1,12 @@
-"""Settings of the whole suite: strict dtype promotion, two CPU devices, one line for every skipped GPU test."""
+"""Settings of the whole suite: strict dtype promotion, two CPU devices, one line for every skipped GPU test.
+
+Compilation is nearly all of the suite's time, so the compiler's optimiser is off, unless XLA_FLAGS says otherwise:
+`make test` runs the tests marked `optimized` in a second process with the optimiser on.
+"""
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax

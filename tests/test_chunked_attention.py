@@ -17,7 +17,7 @@ def inputs(r, length, *, batch=2, heads=2, key_dim=6, value_dim=10):
 
 
 @pytest.mark.parametrize("kind", cases.KINDS)
-@pytest.mark.parametrize(("length", "chunk"), [(1, 4), (7, 8), (8, 8), (37, 8), (37, 5), (24, 64)])
+@pytest.mark.parametrize(("length", "chunk"), [(1, 4), (8, 8), (37, 5), (24, 64)])
 def test_values_and_gradients(length, chunk, kind):
     r = cases.rng(length)
     q, k, v = inputs(r, length)

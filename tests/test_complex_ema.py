@@ -36,8 +36,9 @@ def check(arrays, tokens, seed=0, units=100.0):
         assert_close(f"d{name}", np.conj(gradient), truth[name], units=units)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("kind", cases.KINDS)
-@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 67, 600])
+@pytest.mark.parametrize("length", [1, 2, 32, 67, 1100])
 def test_values_and_gradients(length, kind):
     r = cases.rng(length)
     check(cases.ema(r, 2, length, 3, 4), cases.tokens(r, kind, 2, length))
@@ -69,7 +70,7 @@ def test_hard_coefficients(name, packed):
     check((x, p, q, gamma, omega, h0), cases.tokens(r, "segments", 2, 100) if packed else {})
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("kind", ["plain", "segments"])
 def test_long_memory_does_not_lose_accuracy(kind):
     """|q| up to 0.99999 over 65536 steps; long decays amplify rounding by the length of the memory at most."""

@@ -1,6 +1,7 @@
 """The model against the NumPy and PyTorch float64 oracles: logits, loss, every gradient; masks, documents, dropout."""
 
 import dataclasses
+import functools
 
 import equinox as eqx
 import jax
@@ -23,48 +24,56 @@ def jitted(function):
     return eqx.filter_jit(function)
 
 
-@pytest.mark.parametrize("variant", models.VARIANTS)
-@pytest.mark.parametrize("kind", TOKENS)
+COMBINATIONS = [(v, k) for v in models.VARIANTS for k in TOKENS if v != "no affine" or k == "plain"]
+
+
+@functools.cache
+def computed(variant, kind):
+    """Logits, loss and gradients, compiled together once."""
+    ids = models.ids()
+
+    @eqx.filter_jit
+    def run(model):
+        logits, _ = model(ids, **TOKENS[kind])
+        return logits, *eqx.filter_value_and_grad(lambda m: m.compute_loss(ids, ids, **TOKENS[kind]))(model)
+
+    return run(models.build(**models.VARIANTS[variant]))
+
+
+@pytest.mark.parametrize(("variant", "kind"), COMBINATIONS)
 def test_logits_and_loss_match_numpy(variant, kind):
     model, ids = models.build(**models.VARIANTS[variant]), models.ids()
-    truth = numpy_model.logits(named_parameters(model), model.config, ids, **TOKENS[kind])
-    logits, _ = jitted(lambda m: m(ids, **TOKENS[kind]))(model)
+    logits, loss, _ = computed(variant, kind)
     assert logits.shape == (2, models.LENGTH, model.config.effective_output_size)
+    truth = numpy_model.logits(named_parameters(model), model.config, ids, **TOKENS[kind])
     assert errors(logits, truth)[0] < MODEL_RELATIVE
-    loss = jitted(lambda m: m.compute_loss(ids, ids, **TOKENS[kind]))(model)
     truth = numpy_model.loss(named_parameters(model), model.config, ids, ids, **TOKENS[kind])
     np.testing.assert_allclose(loss, truth, rtol=MODEL_RELATIVE)
 
 
-@pytest.mark.parametrize("variant", models.VARIANTS)
-@pytest.mark.parametrize("kind", TOKENS)
+@pytest.mark.parametrize(("variant", "kind"), COMBINATIONS)
 def test_logits_loss_and_gradients_match_torch(variant, kind, torch_oracle):
     import torch
 
-    model, ids = models.build(**models.VARIANTS[variant]), models.ids()
-    twin = models.to_torch(model, torch_oracle, torch.float64)
-    torch_ids = torch.tensor(np.asarray(ids), dtype=torch.long)
+    twin = models.to_torch(models.build(**models.VARIANTS[variant]), torch_oracle, torch.float64)
+    ids = torch.tensor(np.asarray(models.ids()), dtype=torch.long)
     tokens = {name: torch.tensor(np.asarray(value)) for name, value in TOKENS[kind].items()}
+    logits, loss, gradients = computed(variant, kind)
     with torch.no_grad():
-        truth, _ = twin(torch_ids, mask_ema=True, **tokens)
-    logits, _ = jitted(lambda m: m(ids, **TOKENS[kind]))(model)
+        truth, _ = twin(ids, mask_ema=True, **tokens)
     assert errors(logits, truth.numpy())[0] < MODEL_RELATIVE
-
-    loss, gradients = jitted(eqx.filter_value_and_grad(lambda m: m.compute_loss(ids, ids, **TOKENS[kind])))(model)
-    true_loss = twin.loss(torch_ids, torch_ids, mask_ema=True, **tokens)
+    true_loss = twin.loss(ids, ids, mask_ema=True, **tokens)
     true_loss.backward()
     np.testing.assert_allclose(loss, true_loss.item(), rtol=MODEL_RELATIVE)
-    expected = dict(twin.named_parameters())
-    ours = named_parameters(gradients)
+    expected, ours = dict(twin.named_parameters()), named_parameters(gradients)
     assert len(ours) > 20
     for name, gradient in ours.items():
-        truth = expected[name].grad.numpy().reshape(gradient.shape)
-        assert_close(name, gradient, truth, units=300)
+        assert_close(name, gradient, expected[name].grad.numpy().reshape(gradient.shape), units=300)
 
 
 def test_gradient_matches_a_finite_difference_of_the_numpy_model():
-    model, ids = models.build(), models.ids(1, 10)
-    gradients = named_parameters(eqx.filter_grad(lambda m: m.compute_loss(ids, ids))(model))
+    model, ids = models.build(), models.ids()
+    gradients = named_parameters(computed("default", "plain")[2])
     parameters = {k: np.asarray(v, np.float64) for k, v in named_parameters(model).items()}
     r = np.random.default_rng(2)
     direction = {k: r.normal(size=v.shape) for k, v in parameters.items()}
@@ -80,7 +89,7 @@ def test_gradient_matches_a_finite_difference_of_the_numpy_model():
 def test_packed_documents_equal_documents_alone():
     model, ids = models.build(), models.ids()
     packed, _ = model(ids, segment_ids=SEGMENTS)
-    for row, start, stop in ((0, 0, 5), (0, 5, 16), (0, 18, 21), (1, 2, 14), (1, 14, 21)):
+    for row, start, stop in ((0, 0, 5), (0, 5, 16), (1, 14, 21)):
         alone, _ = model(ids[row : row + 1, start:stop])
         assert_close("document", packed[row : row + 1, start:stop], alone)
 
@@ -112,7 +121,7 @@ def test_loss_reductions_and_count():
     assert each.shape == (2, models.LENGTH - 1)
     np.testing.assert_array_equal(np.asarray(each)[~valid], 0)
     np.testing.assert_allclose(np.asarray(each).sum(), total, rtol=1e-6)
-    np.testing.assert_allclose(total / count, mean, rtol=1e-6)
+    np.testing.assert_allclose(total / float(count), mean, rtol=1e-6)
 
 
 def test_loss_of_nothing_is_zero():
@@ -121,11 +130,12 @@ def test_loss_of_nothing_is_zero():
     assert model.compute_loss(ids, jnp.full_like(ids, -100)) == 0
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 40, 1000])
+@pytest.mark.parametrize("chunk", [7, 1000])
 def test_chunked_loss_is_the_same_loss(chunk):
     model, ids = models.build(), models.ids()
-    both = jitted(lambda m, n: eqx.filter_value_and_grad(lambda m: m.compute_loss(ids, ids, loss_chunk_size=n))(m))
-    (loss, gradients), (expected, truth) = both(model, chunk), both(model, None)
+    both = jitted(lambda m: eqx.filter_value_and_grad(lambda m: m.compute_loss(ids, ids, loss_chunk_size=chunk))(m))
+    loss, gradients = both(model)
+    _, expected, truth = computed("default", "plain")
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     for name, gradient in named_parameters(gradients).items():
         assert_close(name, gradient, named_parameters(truth)[name])
@@ -147,7 +157,7 @@ def test_chunked_loss_never_forms_all_logits():
 
 def test_gradient_checkpointing_changes_nothing_but_memory():
     ids, key = models.ids(), jax.random.key(3)
-    plain = models.build(dropout=0.2, hidden_dropout=0.1, attention_dropout=0.1)
+    plain = models.build(num_layers=1, dropout=0.2, hidden_dropout=0.1, attention_dropout=0.1)
     config = dataclasses.replace(plain.config, use_checkpoint=True)
     saved = eqx.tree_at(
         lambda m: (m.model.embed, m.model.layers, m.model.norm),
@@ -159,12 +169,13 @@ def test_gradient_checkpointing_changes_nothing_but_memory():
     assert_close("loss", both[1][0], both[0][0])
     for name, gradient in named_parameters(both[1][1]).items():
         assert_close(name, gradient, named_parameters(both[0][1])[name], units=300)
-    assert "remat" in str(jax.make_jaxpr(lambda: loss(saved))())
-    assert "remat" not in str(jax.make_jaxpr(lambda: saved.compute_loss(ids, ids))()).replace("checkpoint", "")
+    count = lambda m: str(jax.make_jaxpr(lambda: loss(m))()).count("remat")  # noqa: E731
+    assert count(saved) > count(plain)
 
 
 def test_dropout_is_random_unbiased_and_off_when_deterministic():
-    model, ids = models.build(dropout=0.3, hidden_dropout=0.2, attention_dropout=0.2), models.ids()
+    model = models.build(num_layers=1, dropout=0.3, hidden_dropout=0.2, attention_dropout=0.2)
+    ids = models.ids()
     run = jitted(lambda m, key: m(ids, deterministic=False, key=key)[0])
     a, b, again = run(model, jax.random.key(0)), run(model, jax.random.key(1)), run(model, jax.random.key(0))
     assert jnp.array_equal(a, again)
@@ -209,21 +220,20 @@ def test_pad_row_embeds_to_zero_only_for_an_int():
 
 @pytest.mark.parametrize("variant", ["default", "everything on"])
 def test_bfloat16_compute(variant):
-    changes = {**models.VARIANTS[variant], "compute_dtype": jnp.bfloat16}
-    model, ids = models.build(**changes), models.ids()
-    exact, _ = models.build(**models.VARIANTS[variant])(ids)
+    model, ids = models.build(**models.VARIANTS[variant], compute_dtype=jnp.bfloat16), models.ids()
+    exact, _, _ = computed(variant, "plain")
     logits, cache = model(ids, return_cache=True)
     assert logits.dtype == jnp.bfloat16
     assert errors(logits.astype(jnp.float32), exact)[0] < 0.03
     layer = cache.layer_caches[0]
     assert (layer.attn.k.dtype, layer.norm.mean.dtype, layer.ema.h.dtype) == (jnp.bfloat16, jnp.float32, jnp.complex64)
-    loss, gradients = eqx.filter_value_and_grad(lambda m: m.compute_loss(ids, ids))(model)
+    loss, gradients = jitted(eqx.filter_value_and_grad(lambda m: m.compute_loss(ids, ids)))(model)
     assert loss.dtype == jnp.float32
     assert all(g.dtype == jnp.float32 and bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
 
 
 def test_param_dtype_reaches_matrices_only():
-    model = models.build(param_dtype=jnp.bfloat16, compute_dtype=jnp.bfloat16, swiglu=True)
+    model = models.build(num_layers=1, param_dtype=jnp.bfloat16, compute_dtype=jnp.bfloat16, swiglu=True)
     for name, leaf in named_parameters(model).items():
         matrix = any(part in name for part in ("wz", "wv", "wr", "wh", "fc", "embed"))
         assert leaf.dtype == (jnp.bfloat16 if matrix else jnp.float32), name
@@ -231,9 +241,9 @@ def test_param_dtype_reaches_matrices_only():
 
 
 def test_softmax_and_accum_dtype():
-    model, ids = models.build(compute_dtype=jnp.bfloat16, accum_dtype=jnp.bfloat16), models.ids()
+    model, ids = models.build(num_layers=1, compute_dtype=jnp.bfloat16, accum_dtype=jnp.bfloat16), models.ids()
     assert jnp.isfinite(model.compute_loss(ids, ids))
-    model = models.build(softmax_dtype=jnp.bfloat16)
+    model = models.build(num_layers=1, softmax_dtype=jnp.bfloat16)
     assert model.compute_loss(ids, ids).dtype == jnp.bfloat16
 
 

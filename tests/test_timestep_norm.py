@@ -25,7 +25,7 @@ def run(x, weight, bias, state, **kwargs):
 
 @pytest.mark.parametrize("statistics", STATISTICS)
 @pytest.mark.parametrize("kind", cases.KINDS)
-@pytest.mark.parametrize("length", [1, 2, 45, 129])
+@pytest.mark.parametrize("length", [1, 45])
 def test_values_and_gradients(length, kind, statistics):
     r = cases.rng(length)
     x, weight, bias, (count, mean, var) = inputs(r, length)
@@ -103,7 +103,7 @@ def _sum_of_squares(x, groups):
     return ((g - mean[..., None]) * jax.lax.rsqrt(var + 1e-5)[..., None]).reshape(x.shape)
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("statistics", STATISTICS)
 def test_long_sequence(statistics):
     """65536 steps with a drifting mean."""
@@ -128,7 +128,7 @@ def test_constant_input_hits_the_floor_and_stays_finite():
 
 
 @pytest.mark.parametrize("statistics", STATISTICS)
-@pytest.mark.parametrize("cut", [1, 20, 59])
+@pytest.mark.parametrize("cut", [1, 32])
 def test_split_invariance(cut, statistics):
     r = cases.rng(cut)
     x, weight, bias, state = inputs(r, 60)
