@@ -98,7 +98,7 @@ def test_strict_refuses_a_fallback_on_a_gpu_target_only():
     with strict():
         norm(X)
         with compile_for("sm_90"):
-            with pytest.raises(KernelUnavailable, match="implementation=\"xla\""):
+            with pytest.raises(KernelUnavailable, match='implementation="xla"'):
                 norm(X)
             norm(X, implementation="xla")
             with strict(False):

@@ -1,0 +1,111 @@
+"""Weights to PyTorch and back: bit-exact, strict, clear about what does not fit; sensitive parameters stay float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from megalodon_jax import MegalodonForCausalLM
+from megalodon_jax.parameters import map_parameters, named_parameters
+from megalodon_jax.precision import (
+    audit_sensitive_param_dtypes,
+    cast_linear_weights,
+    ensure_sensitive_param_dtype,
+    is_sensitive,
+)
+from tests import models
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+convert = pytest.importorskip("megalodon_jax.convert")
+
+
+def assert_same(a, b):
+    a, b = named_parameters(a), named_parameters(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]), err_msg=name)
+
+
+@pytest.mark.parametrize("variant", models.VARIANTS)
+def test_round_trip_is_bit_exact(variant, tmp_path):
+    model = models.build(**models.VARIANTS[variant])
+    path = tmp_path / "model.safetensors"
+    convert.save_safetensors(model, path)
+    assert_same(convert.load_from_pretrained(path, model.config, key=jax.random.key(5)), model)
+    pickled = tmp_path / "model.pt"
+    torch.save({"state_dict": convert.convert_jax_to_torch(model)}, pickled)
+    assert_same(convert.load_from_pretrained(pickled, model.config, key=jax.random.key(5)), model)
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_bfloat16_both_ways(tmp_path):
+    model = models.build(param_dtype=jnp.bfloat16, compute_dtype=jnp.bfloat16)
+    path = tmp_path / "model.safetensors"
+    convert.save_safetensors(model, path, dtype=torch.bfloat16)
+    tensors = convert.convert_jax_to_torch(model, dtype=torch.bfloat16)
+    for name, tensor in tensors.items():
+        assert tensor.dtype == (torch.float32 if is_sensitive(name) else torch.bfloat16), name
+    loaded = convert.load_from_pretrained(path, model.config, jnp.bfloat16, key=jax.random.key(0))
+    assert_same(loaded, model)
+    assert not audit_sensitive_param_dtypes(loaded)
+
+
+def test_state_dict_has_the_documented_keys():
+    state = convert.convert_jax_to_torch(models.build())
+    assert len(state) == 58
+    assert sum(v.numel() for k, v in state.items() if k != "lm_head.weight") == 21_616
+    assert state["model.layers.1.attn.cema.alpha"].shape == (32, 4, 1)
+    assert len(convert.convert_jax_to_torch(models.build(norm_affine=False))) == 46
+    extra = convert.convert_jax_to_torch(models.build(), include_rope_inv_freq=True)
+    assert set(extra) - set(state) == {f"model.layers.{i}.attn.inner.rope.inv_freq" for i in range(2)}
+    assert convert.load_weights_from_torch(models.build(), extra) is not None
+
+
+def broken(change):
+    state = convert.convert_jax_to_torch(models.build(), include_rope_inv_freq=True)
+    change(state)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "change"),
+    [
+        (KeyError, "wz.bias", lambda s: s.pop("model.layers.0.attn.wz.bias")),
+        (ValueError, "Unknown keys", lambda s: s.update(extra=torch.ones(1))),
+        (ValueError, "SwiGLU", lambda s: s.update({"model.layers.0.ffn.fc3.weight": torch.ones(1)})),
+        (ValueError, "Layer count", lambda s: s.update({"model.layers.2.attn.wz.weight": torch.ones(1)})),
+        (ValueError, "Shape mismatch.*omega", lambda s: s.update({"model.layers.1.attn.cema.omega": torch.ones(3)})),
+        (ValueError, "lm_head", lambda s: s.update({"lm_head.weight": torch.ones(64, 32)})),
+        (ValueError, "rope_base", lambda s: s.update({"model.layers.0.attn.inner.rope.inv_freq": torch.ones(4)})),
+    ],
+)
+def test_strict_loading(kind, message, change):
+    with pytest.raises(kind, match=message):
+        convert.load_weights_from_torch(models.build(), broken(change))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Checkpoint not found"):
+        convert.load_from_pretrained(tmp_path / "none.safetensors", models.config(), key=jax.random.key(0))
+
+
+def test_sensitive_parameters():
+    model = models.build()
+    low = map_parameters(lambda _, leaf: leaf.astype(jnp.bfloat16), model)
+    found = audit_sensitive_param_dtypes(low)
+    assert len(found) == 2 * (6 + 2 + 2 + 1 + 2) + 2
+    assert not any(name.startswith("model.") for name in found)
+    assert found.keys() == audit_sensitive_param_dtypes(low.model).keys()
+    restored = ensure_sensitive_param_dtype(low)
+    assert not audit_sensitive_param_dtypes(restored)
+    assert restored.model.embed.weight.dtype == jnp.bfloat16
+
+
+def test_cast_linear_weights_changes_no_output():
+    config = models.config(compute_dtype=jnp.bfloat16, num_layers=1)
+    model = MegalodonForCausalLM(config, key=jax.random.key(0))
+    cast = cast_linear_weights(model, jnp.bfloat16)
+    assert cast.model.layers[0].attn.wz.weight.dtype == jnp.bfloat16
+    assert cast.model.embed.weight.dtype == jnp.float32
+    assert jnp.array_equal(cast(models.ids())[0], model(models.ids())[0])
