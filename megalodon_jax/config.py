@@ -16,6 +16,19 @@ _SIZES = (
     "vocab_size", "model_dim", "num_layers", "num_heads", "z_dim", "value_dim", "ffn_hidden_dim", "cema_ndim",
     "chunk_size", "norm_num_groups",
 )  # fmt: skip
+_FLAGS = ("cache_unbounded", "swiglu", "rescale_nffn", "scale_emb", "norm_affine", "use_checkpoint")
+_NUMBERS = ("norm_eps", "dropout", "attention_dropout", "hidden_dropout")
+_OPTIONAL = ("max_cache_len", "pad_token_id", "bos_token_id", "eos_token_id")
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(_FLAGS, (bool,)),
+    **dict.fromkeys(_NUMBERS, (float, int)),
+    **dict.fromkeys(_OPTIONAL, (int, type(None))),
+    "max_positions": (int,),
+    "output_size": (int,),
+    "init_mode": (str,),
+    "rope_base": (float, int, type(None)),
+    "share_emb": (bool, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,12 @@ class MegalodonConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < (0 if name == "num_layers" else 1):
                 raise ValueError(f"{name} must be a positive int, got {value!r}")
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                expected = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
+                raise ValueError(f"{name} must be {expected}, got {value!r}")
+        self._require(self.rope_base is None or self.rope_base > 0, "rope_base must be positive, got {rope_base}")
         self._require(self.z_dim % self.num_heads == 0, "z_dim {z_dim} must be divisible by num_heads {num_heads}")
         self._require(
             self.value_dim % self.num_heads == 0, "value_dim {value_dim} must be divisible by num_heads {num_heads}"

@@ -6,7 +6,7 @@ head    logits = hidden @ weight.T                     weight = the embedding wh
 """
 
 import math
-from typing import Any
+from typing import Any, Literal, overload
 
 import equinox as eqx
 import jax
@@ -239,6 +239,40 @@ class MegalodonForCausalLM(eqx.Module):
         config = self.config
         return matmul_3d_weight(hidden, weight, config.compute_dtype, config.accum_dtype, config.gemm_backend)
 
+    @overload
+    def compute_loss(
+        self,
+        input_ids: Array,
+        labels: Array,
+        attention_mask: Array | None = None,
+        ignore_index: int = -100,
+        deterministic: bool = True,
+        key=None,
+        *,
+        segment_ids: Array | None = None,
+        position_ids: Array | None = None,
+        reduction: losses.Reduction = "mean",
+        return_valid_count: Literal[False] = False,
+        loss_chunk_size: int | None = None,
+        checks: bool = False,
+    ) -> Array: ...
+    @overload
+    def compute_loss(
+        self,
+        input_ids: Array,
+        labels: Array,
+        attention_mask: Array | None = None,
+        ignore_index: int = -100,
+        deterministic: bool = True,
+        key=None,
+        *,
+        segment_ids: Array | None = None,
+        position_ids: Array | None = None,
+        reduction: losses.Reduction = "mean",
+        return_valid_count: Literal[True],
+        loss_chunk_size: int | None = None,
+        checks: bool = False,
+    ) -> tuple[Array, Array]: ...
     def compute_loss(
         self,
         input_ids: Int[Array, "B L"],

@@ -124,15 +124,17 @@ def _prefix(tokens):
         part = jnp.pad(part, ((0, 0), (0, -length % _CHUNK), (0, 0)))
         return jnp.moveaxis(part.reshape(batch, -1, _CHUNK, part.shape[-1]), 2, 0)
 
-    def step(left, token):
+    def inclusive(left: tuple, token):
         merged = _merge(left, token)
         return merged, merged
 
+    def exclusive(left: tuple, total):
+        return _merge(left, total), left
+
     tokens = tuple(map(chunks, tokens))
     empty = tuple(jnp.zeros_like(part[0]) for part in tokens)
-    totals, inside = lax.scan(step, empty, tokens)
-    nothing = tuple(part[:, 0] for part in empty)
-    _, before = lax.scan(lambda left, chunk: (_merge(left, chunk), left), nothing, _swap(totals))
+    totals, inside = lax.scan(inclusive, empty, tokens)
+    _, before = lax.scan(exclusive, tuple(part[:, 0] for part in empty), _swap(totals))
     merged = _merge(tuple(part[None] for part in _swap(before)), inside)
     return tuple(jnp.moveaxis(part, 0, 2).reshape(batch, -1, part.shape[-1])[:, :length] for part in merged)
 

@@ -173,7 +173,7 @@ def test_packed_equals_documents_one_by_one():
     lengths = (40, 70, 40)
     ids = jnp.asarray(np.repeat([4, 1, 4], lengths)[None].astype(np.int32))
     y, h = run(x, p, q, gamma, omega, h0, segment_ids=ids)
-    start, state = 0, h0
+    start, state, final = 0, h0, h0
     for length in lengths:
         alone, state = run(x[:, start : start + length], p, q, gamma, omega, state)
         assert_close("document", y[:, start : start + length], alone)

@@ -71,13 +71,8 @@ class ComplexEMA(eqx.Module):
         segment_ids: Int[Array, "B L"] | None = None,
     ) -> tuple[Float[Array, "B L D"], Complex64[Array, "B D N"] | None]:
         """y in x.dtype, and the final state if asked for (else None). Time-major, masked inputs enter as zero."""
-        out = complex_ema(
-            x,
-            *self._coeffs(),
-            self.omega.astype(jnp.float32),
-            h0=h_init,
-            mask=mask,
-            segment_ids=segment_ids,
-            return_state=return_state,
-        )
-        return out if isinstance(out, tuple) else (out, None)
+        p, q, gamma = self._coeffs()
+        omega = self.omega.astype(jnp.float32)
+        if not return_state:
+            return complex_ema(x, p, q, gamma, omega, h0=h_init, mask=mask, segment_ids=segment_ids), None
+        return complex_ema(x, p, q, gamma, omega, h0=h_init, mask=mask, segment_ids=segment_ids, return_state=True)

@@ -3,6 +3,8 @@ r"""Public entry of complex_ema: contract, validation, implementations.
 h[t] = q h[t-1] + p x[t]                    y[t] = Re(sum_n gamma_n h[t, n]) + omega x[t]
 """
 
+from typing import Literal, overload
+
 from jaxtyping import Array, Bool, Complex64, Float, Float32, Int
 
 import reference
@@ -11,6 +13,34 @@ from pallas_kernels._dispatch import Implementation, Op, never
 from pallas_kernels._settings import Implementation as ImplementationName
 
 
+@overload
+def complex_ema(
+    x: Array,
+    p: Array,
+    q: Array,
+    gamma: Array,
+    omega: Array | None = None,
+    *,
+    h0: Array | None = None,
+    mask: Array | None = None,
+    segment_ids: Array | None = None,
+    return_state: Literal[False] = False,
+    implementation: ImplementationName = None,
+) -> Array: ...
+@overload
+def complex_ema(
+    x: Array,
+    p: Array,
+    q: Array,
+    gamma: Array,
+    omega: Array | None = None,
+    *,
+    h0: Array | None = None,
+    mask: Array | None = None,
+    segment_ids: Array | None = None,
+    return_state: Literal[True],
+    implementation: ImplementationName = None,
+) -> tuple[Array, Array]: ...
 def complex_ema(
     x: Float[Array, "B L D"],
     p: Float32[Array, "D N"],

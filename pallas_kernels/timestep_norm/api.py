@@ -3,6 +3,8 @@ r"""Public entry of timestep_norm: contract, validation, implementations.
 y[t] = (x[t] - mean[t]) / sqrt(var[t] + eps) * (1 + weight) + bias,   mean, var over all valid tokens up to t
 """
 
+from typing import Literal, overload
+
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 import reference
@@ -15,6 +17,36 @@ _STATISTICS = ("token_mean", "all_features")
 State = tuple[Int32[Array, " B"], Float32[Array, "B G"], Float32[Array, "B G"]]
 
 
+@overload
+def timestep_norm(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    num_groups: int,
+    eps: float = 1e-5,
+    state: State | None = None,
+    mask: Array | None = None,
+    segment_ids: Array | None = None,
+    statistics: str = "token_mean",
+    return_state: Literal[False] = False,
+    implementation: ImplementationName = None,
+) -> Array: ...
+@overload
+def timestep_norm(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    num_groups: int,
+    eps: float = 1e-5,
+    state: State | None = None,
+    mask: Array | None = None,
+    segment_ids: Array | None = None,
+    statistics: str = "token_mean",
+    return_state: Literal[True],
+    implementation: ImplementationName = None,
+) -> tuple[Array, State]: ...
 def timestep_norm(
     x: Float[Array, "B L D"],
     weight: Float32[Array, " D"] | None = None,

@@ -1,0 +1,1 @@
+"""Command line: `python -m megalodon_jax {train,generate,demo,doctor}`."""

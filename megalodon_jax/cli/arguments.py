@@ -1,0 +1,47 @@
+"""Argument types and the options that several subcommands share."""
+
+import argparse
+from pathlib import Path
+
+
+def positive_int(text: str) -> int:
+    """An int of at least 1; argparse reports the ValueError."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """A finite float above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not positive and finite")
+    return value
+
+
+def window(text: str) -> int:
+    """A sequence length: at least 2, one byte to predict from and one to predict."""
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{value} is too short, at least 2 bytes are needed")
+    return value
+
+
+def seed(text: str) -> int:
+    """A seed for both NumPy and JAX."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} is not in [0, 2^32)")
+    return value
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """--data and --seed."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="bytes to train on, plain or .gz (default: text that comes with Python)",
+    )
+    parser.add_argument("--seed", type=seed, default=0, help="for initial weights, batches and sampling (default: 0)")

@@ -1,0 +1,72 @@
+"""`doctor`: versions, devices, settings, and which implementation each op would use here."""
+
+import argparse
+import os
+import platform
+from importlib import metadata
+
+import jax
+import jax.numpy as jnp
+
+import pallas_kernels
+
+_PACKAGES = (
+    "megalodon-pallas", "jax", "jaxlib", "equinox", "numpy", "optax", "safetensors", "rich", "matplotlib", "torch",
+)  # fmt: skip
+_PREFIX = "PALLAS_KERNELS_"
+
+
+def add_parser(subcommands) -> None:
+    """Declare the subcommand."""
+    parser: argparse.ArgumentParser = subcommands.add_parser(
+        "doctor", help="show versions, devices and kernels", description="Show versions, devices and kernels."
+    )
+    parser.set_defaults(run=lambda options: print(report()))
+
+
+def report() -> str:
+    """The whole table as plain text."""
+    versions = [("python", platform.python_version()), *((name, _version(name)) for name in _PACKAGES)]
+    variables = sorted(item for item in os.environ.items() if item[0].startswith(_PREFIX))
+    sections = [
+        ("versions", _table(versions)),
+        ("devices", _devices()),
+        (f"environment {_PREFIX}*", _table(variables) or "  none set"),
+        ("ops, at a small shape", "\n".join(f"  {line}" for line in _ops().splitlines())),
+    ]
+    return "\n".join(f"{title}\n{body}" for title, body in sections)
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> str:
+    try:
+        return _table([(f"{d.platform}:{d.id}", d.device_kind) for d in jax.devices()])
+    except RuntimeError as error:  # a GPU plugin that does not start; the rest of the report is what helps then
+        return f"  none: {error}"
+
+
+def _ops() -> str:
+    def array(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    batch, length, dim, states = 2, 256, 128, 16
+    x, p = array(batch, length, dim), array(dim, states)
+    q = array(dim, states, dtype=jnp.complex64)
+    queries = array(batch, length, 1, 64)
+    explanations = (
+        pallas_kernels.explain(pallas_kernels.complex_ema, x, p, q, q, array(dim)),
+        pallas_kernels.explain(pallas_kernels.timestep_norm, x, array(dim), array(dim), num_groups=32),
+        pallas_kernels.explain(pallas_kernels.chunked_attention, queries, queries, queries, chunk_size=128),
+    )
+    return "\n".join(map(str, explanations))

@@ -1,0 +1,51 @@
+"""`generate`: stream text from a checkpoint."""
+
+import argparse
+from pathlib import Path
+
+from megalodon_jax.checkpoint import load_checkpoint
+from megalodon_jax.cli import arguments, defaults, sampling
+from megalodon_jax.cli.errors import CommandError, bad_input
+
+
+def add_parser(subcommands) -> None:
+    """Declare the subcommand."""
+    parser: argparse.ArgumentParser = subcommands.add_parser(
+        "generate", help="stream text from a checkpoint", description="Stream text from the checkpoint of a byte model."
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that train or demo wrote")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="text to continue (default: a newline)")
+    parser.add_argument("--tokens", type=arguments.positive_int, default=256, help="bytes to draw (default: 256)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 for the likeliest byte (default: 0.8)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest bytes only")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest bytes that hold mass P only")
+    parser.add_argument("--seed", type=arguments.seed, default=0, help="same seed, same text (default: 0)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the prompt and what follows it to stdout.
+
+    Raises:
+        CommandError: no such checkpoint, a checkpoint that is not of a byte model, or a sampling option out of range.
+    """
+    with bad_input():
+        model = load_checkpoint(options.checkpoint)
+    config = model.config
+    if (config.vocab_size, config.effective_output_size) != (defaults.VOCABULARY, defaults.VOCABULARY):
+        raise CommandError(
+            f"{options.checkpoint} has {config.vocab_size} tokens and {config.effective_output_size} outputs; "
+            f"generate reads byte models, which have {defaults.VOCABULARY} of each"
+        )
+    prompt = options.prompt.encode(errors="surrogateescape")
+    text = sampling.decoded(
+        sampling.stream_bytes(
+            model, prompt, options.tokens, options.seed, options.temperature, options.top_k, options.top_p
+        )
+    )
+    with bad_input():
+        first = next(text)  # the first draw checks the sampling options
+    print(options.prompt, first, sep="", end="", flush=True)
+    for piece in text:
+        print(piece, end="", flush=True)
+    print()
