@@ -154,9 +154,11 @@ def _block(x, operators: ChunkOperators, h):
     """One block of one row: x [block, D], h [D, N] -> y [block, D], state leaving the block."""
     emit, write, decay, rest = operators
     states, chunk = decay.shape[1], write.shape[1]
-    chunks = _feature_major(x, chunk)
-    # The barrier keeps the product a matrix product: without it XLA repeats it inside the scan.
-    sources = lax.optimization_barrier(_einsum("dcj,djn->cdn", chunks, write))
+    # The barriers keep transposes, products and scan apart: XLA would fold a transpose into a slower product, and
+    # repeat a product inside the scan.
+    chunks = lax.optimization_barrier(_feature_major(x, chunk))
+    sources = lax.optimization_barrier(_einsum("dcj,djn->dcn", chunks, write))
+    sources = lax.optimization_barrier(sources.transpose(1, 0, 2))
 
     a, b, a_rest, b_rest = jnp.real(decay), jnp.imag(decay), jnp.real(rest), jnp.imag(rest)
 
