@@ -23,7 +23,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.test
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python $(if $(TORCH),,--project pyright-without-torch.json)
 
 unit: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -110,6 +110,10 @@ class MegalodonConfig:
             )
         for name in _DTYPES:
             object.__setattr__(self, name, _floating_dtype(name, getattr(self, name)))
+        self._require(
+            self.compute_dtype in (jnp.float32, jnp.bfloat16),
+            "compute_dtype must be float32 or bfloat16, got {compute_dtype}",
+        )
         self._require(self.gemm_backend == "default", "gemm_backend must be 'default', got {gemm_backend!r}")
         self._require(
             jnp.finfo(self.accum_dtype).bits >= jnp.finfo(self.compute_dtype).bits,
@@ -193,6 +197,8 @@ class MegalodonConfig:
 
 def _floating_dtype(name: str, value) -> jnp.dtype:
     try:
+        if value is None:
+            raise TypeError
         dtype = jnp.dtype(value)
     except TypeError as error:
         raise ValueError(f"{name} must be a floating dtype, got {value!r}") from error

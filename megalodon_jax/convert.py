@@ -4,6 +4,7 @@ Two names of a PyTorch state dict have no leaf here: `lm_head.weight` of a tied 
 and the rotary frequencies `...inner.rope.inv_freq`, which must match the config.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,13 +101,14 @@ def load_weights_from_torch(model: MegalodonForCausalLM, state_dict: Mapping[str
     return ensure_sensitive_param_dtype(map_parameters(take, model))
 
 
-def load_from_pretrained(path: str | Path, config: MegalodonConfig, dtype=jnp.float32, *, key) -> MegalodonForCausalLM:
+def load_from_pretrained(path: str | Path, config: MegalodonConfig, dtype=None, *, key) -> MegalodonForCausalLM:
     """A model of `config` with the weights of a .safetensors file (any other suffix: a `torch.save` state dict).
 
     Args:
         path: the file.
         config: must match the checkpoint.
-        dtype: of everything but the sensitive parameters, which stay float32.
+        dtype: of everything but the sensitive parameters, which stay float32; replaces config.param_dtype, which is
+            what None means.
         key: PRNG key of the skeleton that is filled.
 
     Raises:
@@ -123,9 +125,9 @@ def load_from_pretrained(path: str | Path, config: MegalodonConfig, dtype=jnp.fl
         for wrapper in ("state_dict", "model"):
             if isinstance(state_dict.get(wrapper), dict):
                 state_dict = state_dict[wrapper]
-    model = load_weights_from_torch(MegalodonForCausalLM(config, key=key), state_dict)
-    cast = lambda name, leaf: leaf if is_sensitive(name) else leaf.astype(dtype)  # noqa: E731
-    return map_parameters(cast, model)
+    if dtype is not None:
+        config = dataclasses.replace(config, param_dtype=dtype)
+    return load_weights_from_torch(MegalodonForCausalLM(config, key=key), state_dict)
 
 
 def _as_numpy(value) -> np.ndarray:

@@ -15,6 +15,7 @@ from megalodon_jax.layers.streaming import resize_ring
 from megalodon_jax.model import MegalodonForCausalLM
 from megalodon_jax.precision import cast_linear_weights
 from megalodon_jax.types import AttentionCache, EMAState, LayerCache, ModelCache, NormState
+from megalodon_jax.validation import require_in_range
 from reference.timestep_norm import fresh_state
 
 
@@ -57,6 +58,8 @@ def init_cache(
 
 def trim_cache(cache: ModelCache, max_len: int) -> ModelCache:
     """Keep at most the `max_len` newest keys and values of every layer; everything else is unchanged.
+
+    The cache stays that size: from here on a query sees at most its last `max_len` keys, itself included.
 
     Raises:
         ValueError: max_len not positive.
@@ -109,7 +112,7 @@ def sample_token(
     Raises:
         ValueError: temperature or top_k negative, top_p outside (0, 1].
     """
-    if temperature < 0:
+    if not temperature >= 0:
         raise ValueError(f"temperature must be >= 0, got {temperature}")
     if top_k is not None and top_k < 0:
         raise ValueError(f"top_k must be >= 0, got {top_k}")
@@ -172,10 +175,7 @@ def generate(
                 "Cannot use cache with padded attention_mask. "
                 "Pass unpadded prompts, or ask for one token without cache."
             )
-    if not isinstance(prompt_ids, Tracer) and np.any(
-        (np.asarray(prompt_ids) < 0) | (np.asarray(prompt_ids) >= model.config.vocab_size)
-    ):
-        raise ValueError(f"prompt_ids contain out-of-bounds values. Valid range: [0, {model.config.vocab_size})")
+    require_in_range("prompt_ids", prompt_ids, model.config.vocab_size, checks=False)
     return generate_jit(
         model, prompt_ids, max_new_tokens, key,
         temperature=temperature, top_k=top_k, top_p=top_p, bos_token_id=bos_token_id, eos_token_id=eos_token_id,
@@ -204,12 +204,24 @@ def generate_jit(
         raise ValueError(f"max_new_tokens must be non-negative, got {max_new_tokens}")
     if max_new_tokens == 0:
         raise ValueError("max_new_tokens must be > 0: there is nothing to generate")
+    config = model.config
+    if config.effective_output_size != config.vocab_size:
+        raise ValueError(
+            f"generation feeds tokens back: output_size {config.effective_output_size} must equal vocab_size "
+            f"{config.vocab_size}"
+        )
+    if not temperature >= 0:
+        raise ValueError(f"temperature must be >= 0, got {temperature}")
+    if prompt_ids.ndim != 2:
+        raise ValueError(f"prompt_ids must have shape [batch, length], got {prompt_ids.shape}")
     if temperature != 0 and key is None:
         raise ValueError("key is required when temperature > 0.")
     if prompt_ids.shape[1] == 0:
-        bos = model.config.bos_token_id if bos_token_id is None else bos_token_id
+        bos = config.bos_token_id if bos_token_id is None else bos_token_id
         if bos is None:
             raise ValueError("an empty prompt needs bos_token_id, and config.bos_token_id is None")
+        if not 0 <= bos < config.vocab_size:
+            raise ValueError(f"bos_token_id must be in [0, {config.vocab_size}), got {bos}")
         prompt_ids, attention_mask = jnp.full((prompt_ids.shape[0], 1), bos, jnp.int32), None
     # The linear layers cast their weights on every call; here there are many calls.
     model = cast_linear_weights(model, model.config.compute_dtype)
@@ -220,7 +232,9 @@ def generate_jit(
         key, sub = jax.random.split(key)
         return sample_token(logits, sub, temperature, top_k, top_p), key
 
-    keep = return_cache or max_new_tokens > 1
+    # The streaming path also for a single token: in the sliding modes it is not the training forward. Padding has
+    # no streaming path.
+    keep = attention_mask is None or return_cache or max_new_tokens > 1
     logits, cache = model(prompt_ids, attention_mask, cache, keep)
     last = jnp.full(prompt_ids.shape[:1], prompt_ids.shape[1] - 1, jnp.int32)
     if attention_mask is not None:

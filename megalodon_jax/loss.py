@@ -30,6 +30,7 @@ def chunked_token_losses(
 ) -> Float[Array, "B L"]:
     """`token_losses(head(hidden), targets)` with at most `chunk` rows of logits at a time."""
     count = targets.size
+    chunk = min(chunk, count)
     pad = -count % chunk
     rows = jnp.pad(hidden.reshape(count, -1), ((0, pad), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
     wanted = jnp.pad(targets.reshape(-1), (0, pad)).reshape(-1, chunk)

@@ -135,6 +135,9 @@ class MegalodonModel(eqx.Module):
         input_ids = self._checked(
             input_ids, attention_mask, cache, return_cache, deterministic, segment_ids, position_ids, checks
         )
+        segment_ids, position_ids = (
+            None if a is None else jnp.asarray(a, jnp.int32) for a in (segment_ids, position_ids)
+        )
         x = self._embed(input_ids)
         caches = (None,) * len(self.layers) if cache is None else cache.layer_caches
         keep = return_cache and deterministic
@@ -167,6 +170,7 @@ class MegalodonModel(eqx.Module):
         """The ids, after every check that shapes, dtypes and (where concrete, or with `checks`) values allow."""
         check_ids("input_ids", ids)
         check_mask(mask, ids)
+        ids = ids.astype(jnp.int32)
         for name, packed in (("segment_ids", segment_ids), ("position_ids", position_ids)):
             if packed is None:
                 continue
@@ -177,12 +181,12 @@ class MegalodonModel(eqx.Module):
         if segment_ids is not None:
             # The result carries the check; adding zero times it to the ids keeps it in a traced program.
             message = "segment_ids must not be negative (0 = padding)"
-            ids = ids + 0 * require(segment_ids, lambda s: s < 0, message, checks).astype(ids.dtype)
+            ids = ids + 0 * require(segment_ids, lambda s: s < 0, message, checks).astype(jnp.int32)
         if cache is not None and len(cache.layer_caches) != len(self.layers):
             raise ValueError(f"Cache has {len(cache.layer_caches)} layer entries, expected {len(self.layers)}")
         if mask is not None and (cache is not None or (return_cache and deterministic)):
             message = "Cannot use cache with padding in attention_mask. Pass unpadded tokens, or no cache."
-            ids = ids + 0 * require(mask, lambda m: ~m, message, checks).astype(ids.dtype)
+            ids = ids + 0 * require(mask, lambda m: ~m, message, checks).astype(jnp.int32)
         return ids
 
 
@@ -313,8 +317,8 @@ class MegalodonForCausalLM(eqx.Module):
         """
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-        if loss_chunk_size is not None and loss_chunk_size <= 0:
-            raise ValueError(f"loss_chunk_size must be positive or None, got {loss_chunk_size}")
+        if loss_chunk_size is not None and (not isinstance(loss_chunk_size, int) or loss_chunk_size <= 0):
+            raise ValueError(f"loss_chunk_size must be a positive int or None, got {loss_chunk_size!r}")
         check_ids("input_ids", input_ids)
         check_ids("labels", labels, like=input_ids)
         hidden, _ = self.model(

@@ -72,7 +72,7 @@ class Op:
         refusals = self.refusals(*args, **kwargs)
         present = {i.name: i for i in self.implementations}
         if asked is None:
-            return self._best(settings, present, refusals)
+            return self._best(settings, refusals)
         names = (asked,) if isinstance(asked, str) else asked
         for name in names:
             if refusals[name] is None:
@@ -82,7 +82,7 @@ class Op:
             self.name, " or ".join(names), reason, 'Use implementation=None or "xla", or see explain().'
         )
 
-    def _best(self, settings, present, refusals) -> Implementation:
+    def _best(self, settings, refusals) -> Implementation:
         chosen = next(i for i in self.implementations if refusals[i.name] is None)
         if chosen.name == "xla" and on_gpu(settings):
             reason = refusals["triton"]
@@ -91,7 +91,7 @@ class Op:
                     self.name, "triton", str(reason), 'Pass implementation="xla" where the reference is meant to run.'
                 )
             _log_once(f"{self.name}: using the reference implementation 'xla': {reason}.")
-        return present[chosen.name]
+        return chosen
 
 
 def on_gpu(settings: _settings.Settings) -> bool:

@@ -39,8 +39,10 @@ class Settings:
 
 def check_implementation(op: str, implementation: Implementation) -> None:
     """Raise ValueError for a name that no implementation of any op has."""
+    if implementation is None:
+        return
     names = implementation if isinstance(implementation, tuple) else (implementation,)
-    if not names or not all(name is None or name in IMPLEMENTATIONS for name in names):
+    if not names or not all(name in IMPLEMENTATIONS for name in names):
         raise ValueError(
             f"{op}: implementation must be None, one of {', '.join(map(repr, IMPLEMENTATIONS))}, "
             f"or a tuple of them tried in order; got {implementation!r}."

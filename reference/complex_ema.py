@@ -70,7 +70,8 @@ def complex_ema(
     if valid is not None:
         inputs = jnp.where(valid[..., None], inputs, 0.0)
     if h0 is None:
-        h0 = jnp.zeros((x.shape[0], *p.shape), jnp.complex64)
+        # Zero made from the inputs, so that under shard_map it varies over the same mesh axes as they do.
+        h0 = jnp.zeros_like(inputs[:, 0, :, None] * p).astype(q.dtype)
     if segment_ids is None:
         if x.shape[1] == 1:
             y, h = _step(inputs, p, q, gamma, h0)

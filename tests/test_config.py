@@ -63,6 +63,8 @@ def test_preset_7b():
         ({"compute_dtype": "float16"}, "float16"),
         ({"softmax_dtype": jnp.int32}, "softmax_dtype must be a floating dtype"),
         ({"accum_dtype": "nonsense"}, "accum_dtype must be a floating dtype"),
+        ({"param_dtype": None}, "param_dtype must be a floating dtype"),
+        ({"compute_dtype": "float64"}, "compute_dtype must be float32 or bfloat16"),
         ({"gemm_backend": "fast"}, "gemm_backend"),
         ({"accum_dtype": jnp.bfloat16}, "accum_dtype should be >= compute_dtype"),
         ({"num_heads": 0}, "num_heads must be a positive int"),

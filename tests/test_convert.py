@@ -46,8 +46,10 @@ def test_bfloat16_both_ways(tmp_path):
     tensors = convert.convert_jax_to_torch(model, dtype=torch.bfloat16)
     for name, tensor in tensors.items():
         assert tensor.dtype == (torch.float32 if is_sensitive(name) else torch.bfloat16), name
-    loaded = convert.load_from_pretrained(path, model.config, jnp.bfloat16, key=jax.random.key(0))
+    loaded = convert.load_from_pretrained(path, model.config, key=jax.random.key(0))
     assert_same(loaded, model)
+    full = convert.load_from_pretrained(path, model.config, jnp.float32, key=jax.random.key(0))
+    assert full.config.param_dtype == full.model.embed.weight.dtype == jnp.float32
     assert not audit_sensitive_param_dtypes(loaded)
 
 

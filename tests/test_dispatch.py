@@ -44,8 +44,8 @@ def test_a_named_kernel_that_cannot_run_raises(implementation):
     assert "xla" in error.remedy
 
 
-@pytest.mark.parametrize("implementation", ["cuda", (), ("xla", "fast")])
-def test_unknown_names_are_the_callers_mistake(implementation):
+@pytest.mark.parametrize("implementation", ["cuda", (), ("xla", "fast"), ("triton", None)])
+def test_unknown_names_are_the_callers_mistake(implementation, unhooked):
     with pytest.raises(ValueError, match="'xla', 'triton', 'triton_interpret'"):
         norm(X, implementation=implementation)
 

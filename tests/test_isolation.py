@@ -23,6 +23,7 @@ def op(name):
     return lambda x: timestep_norm(x, num_groups=2, segment_ids=IDS, statistics=name)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", ["complex_ema", "chunked_attention", "token_mean", "all_features"])
 def test_bit_exact(name):
     r = cases.rng(1)
@@ -41,6 +42,7 @@ def test_bit_exact(name):
         assert not np.array_equal(np.asarray(both(x)[0]), np.asarray(both(changed)[0]))
 
 
+# Not attention: there a masked value still meets a weight of zero, and zero times NaN is NaN.
 @pytest.mark.parametrize("name", ["complex_ema", "token_mean", "all_features"])
 def test_nan_does_not_leak(name):
     x = jnp.asarray(cases.normal(cases.rng(2), 1, LENGTH, 6))

@@ -34,6 +34,18 @@ def test_contents(distributions):
         assert any(name.endswith("pyproject.toml") for name in archive.getnames())
 
 
+def test_sdist_installs(distributions, tmp_path):
+    _, sdist = distributions
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--target", tmp_path, sdist], check=True
+    )
+    code = "import megalodon_jax, bench; print(megalodon_jax.__file__, bench.__file__)"
+    origin = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout
+    assert all(Path(p).is_relative_to(tmp_path) for p in origin.split())
+
+
 def test_installed_wheel_runs_outside_the_checkout(distributions, tmp_path):
     """A new environment with the wheel; its dependencies come from this one, so that nothing is downloaded twice."""
     wheel, _ = distributions

@@ -1,6 +1,7 @@
 """Caches and generation: however a stream is cut into calls the result is that of one call."""
 
 import dataclasses
+import math
 
 import equinox as eqx
 import jax
@@ -107,6 +108,25 @@ def test_index_and_trim():
         trim_cache(cache, 0)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_after_a_trim_the_cut_does_not_matter_either(mode):
+    model, ids = models.build(**MODES[mode]), models.ids()
+    _, cache = step(model, ids[:, :5], None)
+    cache = trim_cache(cache, 3)
+    one, end = stream(model, ids[:, 5:], (16,), cache)
+    many, last = stream(model, ids[:, 5:], (1,) * 6 + (10,), cache)
+    assert_close("logits", many, one)
+    assert end.layer_caches[0].attn.k.shape[1] == last.layer_caches[0].attn.k.shape[1] == 3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_first_token_does_not_depend_on_how_many_follow(mode):
+    model, prompt = models.build(**MODES[mode]), models.ids()
+    one, _, _ = generate(model, prompt, 1, temperature=0.0)
+    two, _, _ = generate(model, prompt, 2, temperature=0.0)
+    np.testing.assert_array_equal(np.asarray(one), np.asarray(two[:, :-1]))
+
+
 def _with_config(model, **changes):
     config = dataclasses.replace(model.config, **changes)
     weights = named_parameters(model)
@@ -191,12 +211,16 @@ def test_padded_prompts_for_one_token():
         ({"top_k": -1}, "top_k must be >= 0"),
         ({"top_p": 0.0}, "top_p must be in"),
         ({"prompt_ids": jnp.asarray([[64]], jnp.int32)}, "out-of-bounds"),
+        ({"temperature": math.nan}, "temperature must be >= 0"),
+        ({"prompt_ids": jnp.zeros((1, 0), jnp.int32), "bos_token_id": 64}, "bos_token_id must be in"),
     ],
 )
 def test_bad_generation_options(arguments, message):
     call = {"prompt_ids": models.ids(1, 2), "max_new_tokens": 1, "key": jax.random.key(0), **arguments}
     with pytest.raises(ValueError, match=message):
         generate(models.build(num_layers=1), **call)
+    with pytest.raises(ValueError, match="output_size 50 must equal vocab_size 64"):
+        generate(models.build(num_layers=1, output_size=50), models.ids(1, 2), 1, temperature=0.0)
 
 
 def test_top_k_keeps_exactly_k_of_equals():

@@ -79,6 +79,8 @@ def train(model: MegalodonForCausalLM, corpus: Corpus, options: Options) -> Gene
         if not evaluate:
             return Progress(step, fraction, seconds, seen, loss, None, None, compiled.seconds)
         held_out = _bits_per_byte(lambda ids: compiled.losses(parameters, ids), windows, options.batch_size)
+        if not math.isfinite(held_out):
+            raise CommandError(f"the held-out loss is {held_out} after step {step}; use a smaller learning rate")
         return Progress(step, fraction, seconds, seen, loss, held_out, compiled.model(parameters), compiled.seconds)
 
     step, evaluations, fraction, seconds = 0, 0, 0.0, 0.0

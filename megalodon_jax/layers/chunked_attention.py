@@ -168,17 +168,17 @@ class ChunkedAttention(eqx.Module):
 
         if cache is None and not (streaming and self.sliding):
             out = _attend_chunks(q, k, v, self.chunk_size, mask, segment_ids, self.accum_dtype, drop)
-            new_cache = extend_cache(empty_cache(k, v, self.max_cache_len), k, v, self.max_cache_len)
+            new_cache = extend_cache(empty_cache(k, v, self.max_cache_len), k, v)
         else:
             cache = empty_cache(k, v, self.max_cache_len) if cache is None else check_cache(cache, k, v)
-            new_cache = extend_cache(cache, k, v, self.max_cache_len)
+            new_cache = extend_cache(cache, k, v)
             attend = {
                 "chunk_size": self.chunk_size,
                 "window": self.max_cache_len if self.sliding else None,
                 "accum_dtype": self.accum_dtype,
                 "weights_transform": drop,
             }
-            if length == 1 and mask is None and cache.k.shape[1] == self.max_cache_len:
+            if length == 1 and mask is None:
                 out = attend_newest(q, new_cache, **attend)
             else:
                 out = attend_cached(q, k, v, cache, mask=mask, **attend)

@@ -6,7 +6,8 @@ The ring holds S slots and the token at absolute position t sits in slot t mod S
     chunk-local      s // C == t // C
     sliding window   s > t - W
 
-so the result depends on positions alone, never on how the stream was cut into calls.
+so the result depends on positions alone, never on how the stream was cut into calls. In both cases a query sees no
+further back than the ring holds: s > t - S.
 """
 
 import jax.numpy as jnp
@@ -33,11 +34,11 @@ def check_cache(cache: AttentionCache, k, v) -> AttentionCache:
     return cache
 
 
-def extend_cache(cache: AttentionCache, k, v, slots: int) -> AttentionCache:
-    """The ring of `slots` newest tokens after appending the new keys and values."""
-    length = k.shape[1]
+def extend_cache(cache: AttentionCache, k, v) -> AttentionCache:
+    """The ring, of unchanged size, after appending the new keys and values."""
+    length, slots = k.shape[1], cache.k.shape[1]
     count = cache.count + length
-    if length == 1 and cache.k.shape[1] == slots:
+    if length == 1:
         write = lambda ring, new: lax.dynamic_update_slice_in_dim(ring, new, cache.count % slots, 1)  # noqa: E731
         return AttentionCache(write(cache.k, k), write(cache.v, v), count)
 
@@ -62,6 +63,8 @@ def attend_newest(q, cache: AttentionCache, *, chunk_size: int, window: int | No
     allowed = at_slot >= 0
     if window is None:
         allowed = allowed & (at_slot // chunk_size == newest // chunk_size)
+    else:
+        allowed = allowed & (at_slot > newest - window)
     return masked_attention(
         q, cache.k, cache.v, allowed[None, None, None], softmax_dtype=accum_dtype, weights_transform=weights_transform
     )
@@ -83,12 +86,11 @@ def attend_cached(
     """
     length = q.shape[1]
     reach = chunk_size if window is None else window
+    seen = min(reach, cache.k.shape[1])
     keys, values = (
         jnp.concatenate([_history(held, cache.count, reach), new], axis=1) for held, new in ((cache.k, k), (cache.v, v))
     )
     first = cache.count - reach  # absolute position of keys[:, 0]
-    # A ring shorter than the reach leaves the oldest part of the history empty.
-    oldest = jnp.maximum(cache.count - cache.k.shape[1], 0)
     valid = jnp.ones((k.shape[0], length), bool) if mask is None else mask
     valid = jnp.pad(valid, ((0, 0), (reach, 0)), constant_values=True)
 
@@ -98,11 +100,9 @@ def attend_cached(
         span = [lax.dynamic_slice_in_dim(a, start, reach + size, 1) for a in (keys, values, valid)]
         at_key = (first + start + jnp.arange(reach + size))[None, :]
         at_query = (cache.count + start + jnp.arange(size))[:, None]
-        allowed = (at_key >= oldest) & (at_key <= at_query)
+        allowed = (at_key >= 0) & (at_key <= at_query) & (at_key > at_query - seen)
         if window is None:
             allowed = allowed & (at_key // chunk_size == at_query // chunk_size)
-        else:
-            allowed = allowed & (at_key > at_query - window)
         allowed = allowed & span[2][:, None, None]
         return masked_attention(
             queries, span[0], span[1], allowed, softmax_dtype=accum_dtype, weights_transform=weights_transform
