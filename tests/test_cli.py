@@ -22,6 +22,7 @@ from megalodon_jax.checkpoint import CONFIG, WEIGHTS, load_checkpoint, save_chec
 from megalodon_jax.cli import data, defaults, loop, sampling
 from megalodon_jax.cli.compressors import baselines, unigram_entropy
 from megalodon_jax.cli.main import main
+from pallas_kernels import use_implementation
 
 TINY = MegalodonConfig(
     vocab_size=256, model_dim=32, num_layers=1, z_dim=16, value_dim=32, ffn_hidden_dim=32, cema_ndim=2, chunk_size=32,
@@ -298,3 +299,22 @@ def test_doctor_needs_only_the_base_dependencies(tmp_path):
     ):
         assert expected in result.stdout
     assert result.stdout.count("chosen") == 3
+
+
+def test_an_implementation_that_cannot_run_is_one_line(tmp_path, capsys):
+    data = tmp_path / "text"
+    data.write_bytes(b"to be or not to be, " * 1000)
+    with use_implementation(complex_ema="triton"):
+        code = main(["train", "--data", str(data), "--out", str(tmp_path / "run"), "--steps", "1"])
+    assert code == 2
+    assert "implementation 'triton' is not available" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_never_saves_what_diverged(tmp_path, capsys):
+    data, out = tmp_path / "text", tmp_path / "run"
+    data.write_bytes(b"to be or not to be, " * 1000)
+    size = ["--batch-size", "1", "--sequence-length", "32", "--steps", "2"]
+    assert main(["train", "--data", str(data), "--out", str(out), *size, "--learning-rate", "1e30"]) == 2
+    assert "smaller learning rate" in capsys.readouterr().err
+    if (out / WEIGHTS).exists():
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(load_checkpoint(out)))

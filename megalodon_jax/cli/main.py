@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from megalodon_jax.cli import demo, doctor, generate, train
 from megalodon_jax.cli.errors import CommandError
+from pallas_kernels import KernelUnavailable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         options.run(options)
-    except CommandError as error:
+    except (CommandError, KernelUnavailable) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
