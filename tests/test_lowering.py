@@ -75,14 +75,37 @@ def test_tf32_is_an_opt_in():
     assert dots == default == 2
 
 
-def test_model():
+def abstract_model():
     config = MegalodonConfig(
         vocab_size=16, model_dim=8, num_layers=1, num_heads=2, z_dim=8, value_dim=8, ffn_hidden_dim=8, cema_ndim=2,
-        chunk_size=16, norm_num_groups=2, swiglu=True,
+        chunk_size=16, norm_num_groups=2, swiglu=True, attention_dropout=0.1,
     )  # fmt: skip
     model = eqx.filter_eval_shape(MegalodonForCausalLM, config, key=jax.random.key(0))
-    parameters, static = eqx.partition(model, lambda leaf: isinstance(leaf, S))
-    loss = lambda p, ids: eqx.combine(p, static).compute_loss(ids, ids, loss_chunk_size=32)  # noqa: E731
+    return eqx.partition(model, lambda leaf: isinstance(leaf, S))
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_training(deterministic):
+    parameters, static = abstract_model()
+
+    def loss(p, ids):
+        model = eqx.combine(p, static)
+        return model.compute_loss(ids, ids, None, -100, deterministic, jax.random.key(0), loss_chunk_size=32)
+
     dots, default = default_precision_dots(cuda_text(jax.value_and_grad(loss), parameters, IDS))
+    assert dots > 20
+    assert default == 0
+
+
+@pytest.mark.parametrize("length", [1, 5, 40])
+def test_cached_calls(length):
+    parameters, static = abstract_model()
+
+    def run(p, ids, more):
+        model = eqx.combine(p, static)
+        _, cache = model(ids, return_cache=True)
+        return model(more, cache=cache, return_cache=True)
+
+    dots, default = default_precision_dots(cuda_text(run, parameters, IDS, S((2, length), jnp.int32)))
     assert dots > 20
     assert default == 0
