@@ -103,8 +103,9 @@ def _chunked(x, p, q, gamma, h0):
         (chunks, length, length - chunks, length - chunks),
     ):
         if stop > start:
-            # The barrier keeps XLA from forming the operators again inside every block.
-            operators = ChunkOperators(*lax.optimization_barrier(_operators(p, q, gamma, chunk)))
+            # The barriers keep XLA from forming the operators again inside every block. One each: jax 0.12 cannot
+            # transpose a barrier around several arrays of which some have no gradient.
+            operators = ChunkOperators(*map(lax.optimization_barrier, _operators(p, q, gamma, chunk)))
             y, h = _scan_blocks(x[:, start:stop], operators, h, block)
             outputs.append(y)
     return (outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)), h
