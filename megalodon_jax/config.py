@@ -16,7 +16,7 @@ _SIZES = (
     "vocab_size", "model_dim", "num_layers", "num_heads", "z_dim", "value_dim", "ffn_hidden_dim", "cema_ndim",
     "chunk_size", "norm_num_groups",
 )  # fmt: skip
-_FLAGS = ("cache_unbounded", "swiglu", "rescale_nffn", "scale_emb", "norm_affine", "use_checkpoint")
+_FLAGS = ("cache_unbounded", "swiglu", "rescale_nffn", "scale_emb", "norm_affine", "use_checkpoint", "scan_layers")
 _NUMBERS = ("norm_eps", "dropout", "attention_dropout", "hidden_dropout")
 _OPTIONAL = ("max_cache_len", "pad_token_id", "bos_token_id", "eos_token_id")
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -38,7 +38,8 @@ class MegalodonConfig:
     `output_size=-1` means vocab_size. `share_emb` ties the output head to the embedding; None ties it when the widths
     agree. `pad_token_id` as an int makes that token embed to zero; use None for byte vocabularies.
     `max_cache_len` other than chunk_size, or `cache_unbounded`, makes cached attention a sliding window of
-    `max_cache_len` keys. `variant="original"` is reserved.
+    `max_cache_len` keys. `scan_layers` runs the layers of an uncached call as one scanned block, so that compile time
+    does not grow with depth. `variant="original"` is reserved.
 
     Raises:
         ValueError: a field out of range; the message names the field and the rule.
@@ -79,6 +80,7 @@ class MegalodonConfig:
     gemm_backend: GemmBackend = "default"
     share_emb: bool | None = None
     variant: Variant = "hf"
+    scan_layers: bool = False
 
     def __post_init__(self):
         for name in _SIZES:

@@ -6,6 +6,7 @@ head    logits = hidden @ weight.T                     weight = the embedding wh
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import equinox as eqx
@@ -70,14 +71,15 @@ class MegalodonBlock(eqx.Module):
         *,
         segment_ids: Int[Array, "B L"] | None = None,
         position_ids: Int[Array, "B L"] | None = None,
+        scale: Float[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
-        """Block output and, if asked for, the new cache."""
+        """Block output and, if asked for, the new cache; `scale` replaces the feed-forward half's own."""
         attention_key, ffn_key = split(key, 2)
         middle, new_cache = self.attn(
             x, cache, mask, return_cache, deterministic, attention_key,
             segment_ids=segment_ids, position_ids=position_ids,
         )  # fmt: skip
-        return self.ffn(middle, x, deterministic, ffn_key), new_cache
+        return self.ffn(middle, x, deterministic, ffn_key, scale=scale), new_cache
 
 
 class MegalodonModel(eqx.Module):
@@ -143,7 +145,12 @@ class MegalodonModel(eqx.Module):
         keep = return_cache and deterministic
         rematerialise = config.use_checkpoint and not deterministic
         new_caches = []
-        for layer, layer_cache, layer_key in zip(self.layers, caches, split(key, len(self.layers)), strict=True):
+        scanned = self.config.scan_layers and cache is None and not return_cache and len(self.layers) > 1
+        if scanned:
+            x = self._scan_layers(x, attention_mask, deterministic, key, segment_ids, position_ids)
+        for layer, layer_cache, layer_key in (
+            () if scanned else zip(self.layers, caches, split(key, len(self.layers)), strict=True)
+        ):
             if rematerialise:
                 x, new = _checkpointed(layer, x, attention_mask, layer_key, segment_ids, position_ids), None
             else:
@@ -157,6 +164,27 @@ class MegalodonModel(eqx.Module):
         if not return_cache:
             return x, None
         return x, jax.tree.map(lax.stop_gradient, ModelCache(tuple(new_caches), final))
+
+    def _scan_layers(self, x, mask, deterministic: bool, key, segment_ids, position_ids):
+        """All layers as one scanned block: parameters stacked here, the parameter tree outside as it is."""
+        leaves = [jax.tree.leaves(layer) for layer in self.layers]
+        structure = jax.tree.structure(self.layers[0])  # layers differ in nothing static but layer_id and alpha
+        scales = jnp.asarray([layer.ffn.alpha for layer in self.layers]) if self.config.rescale_nffn else None
+        keys = None if key is None else jax.random.split(key, len(self.layers))
+
+        def body(x, inputs):
+            parameters, layer_key, scale = inputs
+            layer = jax.tree.unflatten(structure, parameters)
+            y, _ = layer(
+                x, None, mask, False, deterministic, layer_key,
+                segment_ids=segment_ids, position_ids=position_ids, scale=scale,
+            )  # fmt: skip
+            return y, None
+
+        if self.config.use_checkpoint and not deterministic:
+            body = jax.checkpoint(body)
+        stacked = [jnp.stack(group) for group in zip(*leaves, strict=True)]
+        return lax.scan(body, x, (stacked, keys, scales))[0]
 
     def _embed(self, input_ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         x = self.embed.weight[input_ids]
@@ -236,12 +264,16 @@ class MegalodonForCausalLM(eqx.Module):
             input_ids, attention_mask, cache, return_cache, deterministic, key,
             segment_ids=segment_ids, position_ids=position_ids, checks=checks,
         )  # fmt: skip
-        return self._head(hidden), new_cache
+        return self._head()(hidden), new_cache
 
-    def _head(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        weight = self.model.embed.weight if self.lm_head is None else self.lm_head.weight
+    def _head(self) -> Callable[[Array], Array]:
+        """hidden [..., D] -> logits [..., V]; the weight is cast here, once, however often the result is called."""
         config = self.config
-        return matmul_3d_weight(hidden, weight, config.compute_dtype, config.accum_dtype, config.gemm_backend)
+        weight = self.model.embed.weight if self.lm_head is None else self.lm_head.weight
+        weight = weight.astype(config.compute_dtype)
+        return lambda hidden: matmul_3d_weight(
+            hidden, weight, config.compute_dtype, config.accum_dtype, config.gemm_backend
+        )
 
     @overload
     def compute_loss(
@@ -330,8 +362,8 @@ class MegalodonForCausalLM(eqx.Module):
         targets = require_in_range("labels", jnp.where(valid, targets, 0), self.config.effective_output_size, checks)
         dtype: Any = self.config.softmax_dtype
         if loss_chunk_size is None or targets.size == 0:
-            per_token = losses.token_losses(self._head(hidden[:, :-1]), targets, dtype)
+            per_token = losses.token_losses(self._head()(hidden[:, :-1]), targets, dtype)
         else:
-            per_token = losses.chunked_token_losses(self._head, hidden[:, :-1], targets, loss_chunk_size, dtype)
+            per_token = losses.chunked_token_losses(self._head(), hidden[:, :-1], targets, loss_chunk_size, dtype)
         loss = losses.reduce_losses(per_token, valid, reduction)
         return (loss, jnp.sum(valid, dtype=jnp.int32)) if return_valid_count else loss

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from megalodon_jax import MegalodonForCausalLM, MegalodonModel
-from megalodon_jax.parameters import named_parameters
+from megalodon_jax.parameters import map_parameters, named_parameters
 from reference import oracle_numpy_model as numpy_model
 from tests import models
 from tests.tolerance import MODEL_RELATIVE, assert_close, errors
@@ -251,3 +251,31 @@ def test_without_layers():
     model, ids = models.build(num_layers=0), models.ids()
     assert isinstance(model.model, MegalodonModel)
     assert model(ids)[0].shape == (2, models.LENGTH, 64)
+
+
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.2, "attention_dropout": 0.1, "use_checkpoint": True}])
+def test_scanned_layers_are_the_same_layers(changes):
+    ids, key = models.ids(), jax.random.key(4)
+    plain = models.build(rescale_nffn=True, swiglu=True, **changes)
+    weights = named_parameters(plain)
+    config = dataclasses.replace(plain.config, scan_layers=True)
+    scanned = map_parameters(lambda name, _: weights[name], MegalodonForCausalLM(config, key=key))
+    loss = lambda m: m.compute_loss(ids, ids, deterministic=not changes, key=key, segment_ids=SEGMENTS)  # noqa: E731
+    (a, ga), (b, gb) = (jitted(eqx.filter_value_and_grad(loss))(m) for m in (plain, scanned))
+    assert_close("loss", b, a)
+    for name, gradient in named_parameters(gb).items():
+        assert_close(name, gradient, named_parameters(ga)[name], units=300)
+
+
+def test_a_scanned_program_does_not_grow_with_depth():
+    def lines(layers, scan):
+        config = models.config(num_layers=layers, scan_layers=scan)
+        model = eqx.filter_eval_shape(MegalodonForCausalLM, config, key=jax.random.key(0))
+        arrays, static = eqx.partition(model, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+        loss = lambda a, ids: eqx.combine(a, static).compute_loss(ids, ids)  # noqa: E731
+        ids = jax.ShapeDtypeStruct((1, 16), jnp.int32)
+        text = jax.jit(jax.grad(loss)).lower(arrays, ids).as_text()
+        return sum("dot_general" in line for line in text.splitlines())
+
+    assert lines(6, True) == lines(2, True)
+    assert lines(6, False) > 2 * lines(2, False)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from megalodon_jax.inference import sample_token
 from megalodon_jax.model import MegalodonForCausalLM
+from megalodon_jax.precision import cast_linear_weights
 from megalodon_jax.types import ModelCache
 
 EMPTY_PROMPT = b"\n"
@@ -33,6 +34,7 @@ def stream_bytes(
         logits, cache = model(ids, cache=cache, return_cache=True)
         return sample_token(logits[:, -1], key, temperature, top_k, top_p), cache
 
+    model = cast_linear_weights(model, model.config.compute_dtype)  # once, not at every byte
     compiled = eqx.filter_jit(advance)  # compiled twice: for the prompt, and for one byte
     ids, cache = jnp.asarray([list(prompt or EMPTY_PROMPT)], jnp.int32), None
     for key in jax.random.split(jax.random.key(seed), count):

@@ -74,8 +74,10 @@ class NormalizedFFN(eqx.Module):
         residual_base: Float[Array, "B L D"] | None = None,
         deterministic: bool = True,
         key=None,
+        *,
+        scale: Float[Array, ""] | float | None = None,
     ) -> Float[Array, "B L D"]:
-        """Add the layer to `residual_base` (x itself if None).
+        """Add the layer, times `scale` (alpha if None), to `residual_base` (x itself if None).
 
         Raises:
             ValueError: dropout without a key.
@@ -90,8 +92,9 @@ class NormalizedFFN(eqx.Module):
             hidden = hidden * self._linear(self.fc3, normed)
         hidden = dropout(hidden, self.hidden_dropout, deterministic, hidden_key)
         out = dropout(self._linear(self.fc2, hidden), self.dropout, deterministic, out_key)
-        if self.alpha is not None:
-            out = out * jnp.asarray(self.alpha, out.dtype)
+        scale = self.alpha if scale is None else scale
+        if scale is not None:
+            out = out * jnp.asarray(scale, out.dtype)
         return residual + out
 
     def _linear(self, layer: eqx.nn.Linear, x: jax.Array) -> jax.Array:
