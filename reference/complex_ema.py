@@ -115,7 +115,7 @@ def _operators(p, q, gamma, chunk: int) -> ChunkOperators:
     powers, rest = decay_powers(q, chunk)
     p = p.astype(powers.dtype)
     taps = jnp.sum(jnp.real((gamma * p)[..., None] * powers[..., :chunk]), axis=1)
-    write = p[..., None] * powers[..., chunk - 1 :: -1] if chunk > 1 else p[..., None] * powers[..., :1]
+    write = p[..., None] * powers[..., chunk - 1 :: -1]
     read = gamma[..., None] * powers[..., 1 : chunk + 1]
     return ChunkOperators(
         emit=jnp.concatenate([_toeplitz(taps), jnp.real(read), -jnp.imag(read)], axis=1),

@@ -62,13 +62,10 @@ def ids(batch: int = 2, length: int = LENGTH, seed: int = 0):
 
 def to_torch(model, oracle, dtype):
     """The PyTorch oracle with the weights of the JAX model."""
-    import torch
-
     from megalodon_jax.convert import convert_jax_to_torch
 
     twin = oracle.MegalodonForCausalLM(oracle.OracleConfig.from_any(model.config), dtype=dtype)
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in convert_jax_to_torch(model).items()}
     twin.load_state_dict(state, strict=True)
     assert all(p.dtype == dtype for p in twin.parameters())
-    assert isinstance(twin, torch.nn.Module)
     return twin

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from megalodon_jax import MegalodonForCausalLM, MegalodonModel
+from megalodon_jax.layers.dropout import dropout
 from megalodon_jax.parameters import map_parameters, named_parameters
 from reference import oracle_numpy_model as numpy_model
 from tests import models
@@ -173,7 +174,13 @@ def test_gradient_checkpointing_changes_nothing_but_memory():
     assert count(saved) > count(plain)
 
 
-def test_dropout_is_random_unbiased_and_off_when_deterministic():
+def test_dropout_keeps_the_mean():
+    kept = np.asarray(dropout(jnp.ones(100_000), 0.3, False, jax.random.key(0)))
+    assert set(np.unique(kept)) == {0.0, np.float32(1 / 0.7)}
+    np.testing.assert_allclose(kept.mean(), 1.0, atol=0.01)  # about five standard deviations
+
+
+def test_dropout_is_random_and_off_when_deterministic():
     model = models.build(num_layers=1, dropout=0.3, hidden_dropout=0.2, attention_dropout=0.2)
     ids = models.ids()
     run = jitted(lambda m, key: m(ids, deterministic=False, key=key)[0])

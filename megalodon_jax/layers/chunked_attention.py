@@ -168,6 +168,8 @@ class ChunkedAttention(eqx.Module):
 
         if cache is None and not (streaming and self.sliding):
             out = _attend_chunks(q, k, v, self.chunk_size, mask, segment_ids, self.accum_dtype, drop)
+            if not return_cache:
+                return out, None, positions[-1] + 1
             new_cache = extend_cache(empty_cache(k, v, self.max_cache_len), k, v)
         else:
             cache = empty_cache(k, v, self.max_cache_len) if cache is None else check_cache(cache, k, v)
