@@ -40,7 +40,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench$(TORCH)]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench,inspect$(TORCH)]"
 	touch $@
 
 clean:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from reference._segments import run_starts
+from reference.segments import run_starts
 
 Reduction = Literal["mean", "sum", "none"]
 

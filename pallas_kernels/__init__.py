@@ -2,13 +2,18 @@
 
 complex_ema, timestep_norm, chunked_attention    the ops
 explain                                          which implementation would run, and why not the others
+kernels_in                                       the Pallas kernels in a lowered or compiled program
 use_implementation, strict, compile_for          steer the choice inside a `with` block
+use_tiles, Tiles                                 launch kernels with other tiles than the heuristic's
 KernelUnavailable                                a named implementation cannot run
 """
 
 from pallas_kernels._dispatch import KernelUnavailable
 from pallas_kernels._explain import Explanation, explain
+from pallas_kernels._kernels_in import kernels_in
 from pallas_kernels._settings import compile_for, strict, use_implementation
+from pallas_kernels._tiles import Tiles
+from pallas_kernels._tuning import load_cache, use_tiles
 from pallas_kernels.chunked_attention.api import chunked_attention
 from pallas_kernels.complex_ema.api import complex_ema
 from pallas_kernels.timestep_norm.api import timestep_norm
@@ -16,11 +21,16 @@ from pallas_kernels.timestep_norm.api import timestep_norm
 __all__ = [
     "Explanation",
     "KernelUnavailable",
+    "Tiles",
     "chunked_attention",
     "compile_for",
     "complex_ema",
     "explain",
+    "kernels_in",
     "strict",
     "timestep_norm",
     "use_implementation",
+    "use_tiles",
 ]
+
+load_cache()

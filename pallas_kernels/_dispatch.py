@@ -13,6 +13,7 @@ from functools import cache
 import jax
 
 from pallas_kernels import _settings
+from pallas_kernels._tiles import Launch, Plan
 
 logger = logging.getLogger("pallas_kernels")
 
@@ -27,16 +28,34 @@ class KernelUnavailable(NotImplementedError):
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute an op; `refuse(settings, *args, **kwargs)` gives the reason why it cannot, or None."""
+    """One way to compute an op.
+
+    Attributes:
+        name: as in `implementation=`.
+        run: `run(plan, *args, **kwargs)`.
+        refuse: `refuse(settings, *args, **kwargs)`, the reason why it cannot run, or None.
+        launches: `launches(settings, *args, **kwargs)`, the kernels it launches.
+    """
 
     name: str
     run: Callable
     refuse: Callable[..., str | None]
+    launches: Callable[..., tuple[Launch, ...]]
+
+    def plan(self, settings: _settings.Settings, portable: bool, *args, **kwargs) -> Plan:
+        """Everything about a call that is decided at op entry."""
+        tiles = tuple((launch.kernel, launch.tiles) for launch in self.launches(settings, *args, **kwargs))
+        return Plan(self.name == "triton_interpret", settings.target, portable, tiles)
+
+
+def reference_implementation(function: Callable) -> Implementation:
+    """The pure-jnp function: never refuses, launches no kernel."""
+    return Implementation("xla", lambda plan, *args, **kwargs: function(*args, **kwargs), _none, _nothing)
 
 
 @dataclass(frozen=True)
 class Op:
-    """An op: validation and its implementations, fastest first, the reference last."""
+    """An op: validation and its implementations; None takes the first that does not refuse."""
 
     name: str
     check: Callable[..., None]
@@ -45,7 +64,10 @@ class Op:
     def __call__(self, *args, implementation: _settings.Implementation = None, **kwargs):
         """Validate, choose, run."""
         self.check(*args, **kwargs)
-        return self.choose(implementation, *args, **kwargs).run(*args, **kwargs)
+        chosen = self.choose(implementation, *args, **kwargs)
+        settings = _settings.current()
+        portable = implementation is None and settings.override(self.name) is None
+        return chosen.run(chosen.plan(settings, portable, *args, **kwargs), *args, **kwargs)
 
     def refusals(self, *args, **kwargs) -> dict[str, str | None]:
         """Reason for refusing, or None, for every known implementation name."""
@@ -99,8 +121,12 @@ def on_gpu(settings: _settings.Settings) -> bool:
     return settings.target is not None or jax.default_backend() == "gpu"
 
 
-def never(*args, **kwargs) -> None:
-    """`refuse` of an implementation that always runs."""
+def _none(*args, **kwargs) -> None:
+    pass
+
+
+def _nothing(*args, **kwargs) -> tuple[Launch, ...]:
+    return ()
 
 
 @cache

@@ -4,16 +4,19 @@ from dataclasses import dataclass
 
 from pallas_kernels._dispatch import KernelUnavailable
 from pallas_kernels._registry import OPS
+from pallas_kernels._settings import current
+from pallas_kernels._tiles import Launch
 
 
 @dataclass(frozen=True)
 class Row:
-    """One implementation of the op: would it run, is it the one chosen, and if it refuses why."""
+    """One implementation of the op: would it run, is it the one chosen, if it refuses why, and what it launches."""
 
     implementation: str
     available: bool
     chosen: bool
     reason: str
+    launches: tuple[Launch, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Explanation:
         for row in self.rows:
             verdict = "chosen" if row.chosen else ("available" if row.available else "refused")
             lines.append(f"  {row.implementation:<17} {verdict:<10} {row.reason}".rstrip())
+            lines.extend(f"    {launch}" for launch in row.launches)
         return "\n".join(lines)
 
 
@@ -52,8 +56,11 @@ def explain(op, *args, implementation=None, **kwargs) -> Explanation:
         chosen = entry.choose(implementation, *args, **kwargs).name
     except KernelUnavailable:
         chosen = None
+    present, settings = {i.name: i for i in entry.implementations}, current()
     rows = (
-        Row(name, refusal is None, name == chosen, refusal or "")
+        Row(name, False, False, refusal)
+        if refusal
+        else Row(name, True, name == chosen, "", present[name].launches(settings, *args, **kwargs))
         for name, refusal in entry.refusals(*args, **kwargs).items()
     )
     return Explanation(entry.name, tuple(rows))

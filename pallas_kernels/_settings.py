@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 
@@ -31,6 +32,8 @@ class Settings:
     overrides: tuple[tuple[str, str | tuple[str, ...]], ...] = ()
     strict: bool = False
     target: str | None = None  # a GPU architecture to build for, or None for the platform at hand
+    tiles: tuple[tuple[str, Any], ...] = ()  # launch shapes set by `use_tiles`, by kernel
+    tuned: tuple[tuple[Any, ...], ...] = ()  # the tuning cache
 
     def override(self, op: str) -> Implementation:
         """The implementation set for `op`, None if there is none."""
@@ -88,6 +91,16 @@ def current() -> Settings:
     return _context.value
 
 
+def set_default(settings: Settings) -> None:
+    """Replace what holds outside every block."""
+    _context.set_global(settings)
+
+
+def settings_context(settings: Settings):
+    """Context manager: these settings inside the block."""
+    return _context(settings)
+
+
 @contextmanager
 def use_implementation(**overrides: Implementation) -> Iterator[None]:
     """Choose implementations per op inside the block: `with use_implementation(complex_ema="xla"): ...`.
@@ -97,14 +110,14 @@ def use_implementation(**overrides: Implementation) -> Iterator[None]:
     Raises:
         ValueError: unknown op or implementation.
     """
-    with _context(_with_overrides(current(), overrides, "use_implementation")):
+    with settings_context(_with_overrides(current(), overrides, "use_implementation")):
         yield
 
 
 @contextmanager
 def strict(enabled: bool = True) -> Iterator[None]:
     """Inside the block a fallback nobody asked for is an error on a GPU target (`KernelUnavailable`)."""
-    with _context(replace(current(), strict=enabled)):
+    with settings_context(replace(current(), strict=enabled)):
         yield
 
 
@@ -117,5 +130,5 @@ def compile_for(target: str) -> Iterator[None]:
     """
     if target not in TARGETS:
         raise ValueError(f"compile_for: target must be one of {', '.join(TARGETS)}, got {target!r}.")
-    with _context(replace(current(), target=target)):
+    with settings_context(replace(current(), target=target)):
         yield

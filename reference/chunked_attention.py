@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from reference._segments import run_positions, run_start_index, valid_tokens
+from reference.segments import run_positions, run_start_index, valid_tokens
 
 Precision = Literal["tf32"] | None
 

@@ -33,7 +33,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Complex64, Float, Float32, Int
 
 from reference._powers import decay_powers
-from reference._segments import state_resets, valid_tokens
+from reference.segments import state_resets, valid_tokens
 
 _CHUNK = 32  # T: steps per chunk; measured fastest among 32, 64, 128 on CPU
 _BLOCK = 1024  # steps per rematerialised block

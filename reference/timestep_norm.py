@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from reference._segments import last_valid_index, run_start_index, state_resets, valid_tokens
+from reference.segments import last_valid_index, run_start_index, state_resets, valid_tokens
 
 VARIANCE_FLOOR = 1e-6
 _CHUNK = 32  # steps of the inner level of the prefix scan

@@ -9,6 +9,7 @@ import sys
 
 if "cuda" not in sys.argv:  # pytest -m cuda checks optimised programs
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with the wheels of the extra `inspect`, jax would look for a GPU
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax

@@ -19,8 +19,11 @@ from pallas_kernels import (
 )
 from pallas_kernels import _dispatch as dispatch
 from pallas_kernels import _settings as settings
+from tests.tolerance import assert_close
 
 X = jnp.ones((2, 8, 4))
+P = jnp.ones((4, 3))
+Q = jnp.full((4, 3), 0.5 + 0j)
 
 
 def norm(x, **kwargs):
@@ -32,16 +35,26 @@ def test_none_and_xla_run_the_reference():
     assert jnp.array_equal(norm(X), norm(X, implementation=("triton", "xla")))
 
 
+def ema(x, **kwargs):
+    return complex_ema(x, P, Q, Q, **kwargs)
+
+
 @pytest.mark.parametrize("implementation", ["triton", "triton_interpret", ("triton", "triton_interpret")])
 def test_a_named_kernel_that_cannot_run_raises(implementation):
-    with pytest.raises(KernelUnavailable, match="timestep_norm") as caught:
-        norm(X, implementation=implementation)
+    with pytest.raises(KernelUnavailable, match="complex_ema") as caught:
+        ema(X, implementation=implementation)
     error = caught.value
     assert isinstance(error, NotImplementedError)
-    assert error.op == "timestep_norm"
+    assert error.op == "complex_ema"
     assert "triton" in error.implementation
     assert error.reason
     assert "xla" in error.remedy
+
+
+def test_without_a_gpu_a_kernel_refuses_and_says_how_to_build_for_one():
+    with pytest.raises(KernelUnavailable, match="compile_for"):
+        norm(X, implementation="triton")
+    assert_close("y", norm(X, implementation=("triton", "triton_interpret")), norm(X))
 
 
 @pytest.mark.parametrize("implementation", ["cuda", (), ("xla", "fast"), ("triton", None)])
@@ -96,13 +109,14 @@ def test_backward_is_chosen_with_the_forward():
 
 def test_strict_refuses_a_fallback_on_a_gpu_target_only():
     with strict():
-        norm(X)
+        ema(X)
         with compile_for("sm_90"):
             with pytest.raises(KernelUnavailable, match='implementation="xla"'):
-                norm(X)
-            norm(X, implementation="xla")
+                ema(X)
+            ema(X, implementation="xla")
+            norm(X)
             with strict(False):
-                norm(X)
+                ema(X)
     with pytest.raises(ValueError, match="sm_80"), compile_for("sm_10"):
         pass
 
@@ -110,8 +124,8 @@ def test_strict_refuses_a_fallback_on_a_gpu_target_only():
 def test_fallback_is_logged_once(caplog):
     dispatch._log_once.cache_clear()
     with caplog.at_level(logging.INFO, "pallas_kernels"), compile_for("sm_90"):
-        norm(X), norm(X)
-    assert len([r for r in caplog.records if "timestep_norm" in r.message]) == 1
+        ema(X), ema(X)
+    assert len([r for r in caplog.records if "complex_ema" in r.message]) == 1
 
 
 @pytest.mark.parametrize(
@@ -168,8 +182,6 @@ def test_public_names():
         assert getattr(pallas_kernels, name).__doc__
 
 
-P = jnp.ones((4, 3))
-Q = jnp.full((4, 3), 0.5 + 0j)
 HEADS = jnp.ones((2, 8, 1, 4))
 BAD = {
     "rank": (ValueError, r"\[B, L, D\]", lambda: complex_ema(X[0], P, Q, Q)),

@@ -15,8 +15,8 @@ from megalodon_jax.layers.rotary import RotaryEmbedding
 from megalodon_jax.layers.streaming import attend_cached, attend_newest, check_cache, empty_cache, extend_cache
 from megalodon_jax.types import AttentionCache
 from pallas_kernels import chunked_attention
-from reference._segments import run_positions
 from reference.chunked_attention import chunk_blocks, join_blocks, masked_attention
+from reference.segments import run_positions
 
 
 def attention_single_chunk(

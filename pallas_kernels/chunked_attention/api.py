@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 import reference
 from pallas_kernels import _checks as checks
-from pallas_kernels._dispatch import Implementation, Op, never
+from pallas_kernels._dispatch import Op, reference_implementation
 from pallas_kernels._settings import Implementation as ImplementationName
 
 
@@ -61,4 +61,4 @@ def _check(q, k, v, *, chunk_size, mask=None, segment_ids=None, precision=None):
     checks.check_tokens(op, mask, segment_ids, sizes)
 
 
-OP = Op("chunked_attention", _check, (Implementation("xla", reference.chunked_attention, never),))
+OP = Op("chunked_attention", _check, (reference_implementation(reference.chunked_attention),))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Complex64, Float, Float32, Int
 
 import reference
 from pallas_kernels import _checks as checks
-from pallas_kernels._dispatch import Implementation, Op, never
+from pallas_kernels._dispatch import Op, reference_implementation
 from pallas_kernels._settings import Implementation as ImplementationName
 
 
@@ -97,4 +97,4 @@ def _check(x, p, q, gamma, omega=None, *, h0=None, mask=None, segment_ids=None, 
     checks.check_tokens(op, mask, segment_ids, sizes)
 
 
-OP = Op("complex_ema", _check, (Implementation("xla", reference.complex_ema, never),))
+OP = Op("complex_ema", _check, (reference_implementation(reference.complex_ema),))

@@ -9,8 +9,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 import reference
 from pallas_kernels import _checks as checks
-from pallas_kernels._dispatch import Implementation, Op, never
+from pallas_kernels._dispatch import Op, reference_implementation
+from pallas_kernels._kernels import kernel_implementations
 from pallas_kernels._settings import Implementation as ImplementationName
+from pallas_kernels.timestep_norm import tiles, vjp
 
 _STATISTICS = ("token_mean", "all_features")
 
@@ -119,4 +121,5 @@ def _check(
     checks.check_tokens(op, mask, segment_ids, sizes)
 
 
-OP = Op("timestep_norm", _check, (Implementation("xla", reference.timestep_norm, never),))
+_TRITON, _INTERPRET = kernel_implementations(vjp.timestep_norm, tiles.launches, tiles.refuse)
+OP = Op("timestep_norm", _check, (_TRITON, reference_implementation(reference.timestep_norm), _INTERPRET))

@@ -1,0 +1,1 @@
+"""One import site per kernel backend."""

@@ -1,0 +1,102 @@
+"""The only place that imports Pallas' Triton backend: launches, loads and stores, and why it cannot run.
+
+Kernels get whole arrays as refs and index them by explicit row and column numbers, so that ragged lengths and group
+sizes that are no power of two are masks, not padded copies.
+"""
+
+import contextlib
+import importlib
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels._settings import Settings
+from pallas_kernels._tiles import Architecture, Plan, Tiles, architecture
+
+pl: Any = None
+plt: Any = None
+IMPORT_ERROR: str | None = None
+try:
+    pl = importlib.import_module("jax.experimental.pallas")
+    plt = importlib.import_module("jax.experimental.pallas.triton")
+except ImportError as error:  # a jax without this backend
+    IMPORT_ERROR = f"jax.experimental.pallas.triton cannot be imported ({error})"
+
+# Deprecated upstream since jax 0.11, still there in 0.12; the warning comes up wherever a program is lowered.
+warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+
+
+def refuse(settings: Settings, x) -> str | None:
+    """Why no compiled kernel can run for these settings and this input, or None."""
+    found = architecture(settings)
+    return found if isinstance(found, str) else refuse_interpreted(settings, x)
+
+
+def refuse_interpreted(settings: Settings, x) -> str | None:
+    """Why a kernel cannot even be interpreted, or None."""
+    if IMPORT_ERROR is None and getattr(jax.typeof(x), "vma", None):
+        return "inside shard_map a kernel needs check_vma=False; pass it to jax.shard_map"
+    return IMPORT_ERROR
+
+
+def launch(
+    kernel: Callable[[SimpleNamespace], None],
+    name: str,
+    grid: Sequence[int],
+    inputs: Mapping[str, jax.Array | None],
+    outputs: Mapping[str, jax.ShapeDtypeStruct | None],
+    tiles: Tiles,
+    plan: Plan,
+) -> SimpleNamespace:
+    """Run `kernel` on every cell of the grid.
+
+    The kernel gets one namespace with a ref for every input and output, by name, None where the input or output is
+    None. Returns the outputs the same way.
+    """
+    present = {key: array for key, array in inputs.items() if array is not None}
+    wanted = {key: shape for key, shape in outputs.items() if shape is not None}
+    nothing = dict.fromkeys((*inputs, *outputs))
+
+    def body(*refs):
+        kernel(SimpleNamespace(**{**nothing, **dict(zip((*present, *wanted), refs, strict=True))}))
+
+    body.__name__ = body.__qualname__ = name  # the name the compiled kernel carries
+    call = pl.pallas_call(
+        body,
+        name=name,
+        grid=tuple(grid),
+        out_shape=tuple(wanted.values()),
+        interpret=plan.interpret,
+        compiler_params=plt.CompilerParams(num_warps=tiles.num_warps, num_stages=1),
+    )
+    with _abstract_device(plan):
+        results = call(*present.values())
+    return SimpleNamespace(**{**nothing, **dict(zip(wanted, results, strict=True))})
+
+
+def _abstract_device(plan: Plan):
+    """What jax 0.11 and later need, around the bind alone, to lower for a GPU that is not there."""
+    version = tuple(map(int, re.findall(r"\d+", jax.__version__)[:2]))
+    if plan.target is None or plan.interpret or version < (0, 11):
+        return contextlib.nullcontext()
+    from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+
+    device = AbstractDevice(device_kind=Architecture.of(plan.target).device_kind, num_cores=None, platform="cuda")
+    return use_abstract_mesh(AbstractMesh((1,), ("_",), abstract_device=device))
+
+
+def load(ref, index, mask=None):
+    """Elements of a ref, 0 where the mask is False; masked positions may lie outside the array."""
+    if mask is None:
+        return plt.load(ref.at[index])
+    return plt.load(ref.at[index], mask=mask, other=jnp.zeros((), ref.dtype))
+
+
+def store(ref, index, value, mask=None) -> None:
+    """Write elements of a ref, in its dtype, where the mask is True."""
+    plt.store(ref.at[index], value.astype(ref.dtype), mask=mask)

@@ -1,0 +1,35 @@
+"""The two implementations that every op's Triton kernels give: compiled, and run by Pallas' interpreter."""
+
+from collections.abc import Callable
+
+from pallas_kernels._backends import triton
+from pallas_kernels._dispatch import Implementation
+from pallas_kernels._settings import Settings
+from pallas_kernels._tiles import Architecture, Launch, architecture
+
+
+def kernel_implementations(
+    run: Callable, launches: Callable[..., tuple[Launch, ...]], refuse: Callable[..., str | None]
+) -> tuple[Implementation, Implementation]:
+    """("triton", "triton_interpret") of an op.
+
+    Args:
+        run: `run(plan, *args, **kwargs)`.
+        launches: `launches(gpu, *args, **kwargs)`, the kernels with their tiles for an architecture.
+        refuse: `refuse(*args, **kwargs)`, why the kernels cannot take these arguments, or None.
+    """
+
+    def refuse_compiled(settings: Settings, x, *args, **kwargs) -> str | None:
+        return triton.refuse(settings, x) or refuse(x, *args, **kwargs)
+
+    def refuse_interpreted(settings: Settings, x, *args, **kwargs) -> str | None:
+        return triton.refuse_interpreted(settings, x) or refuse(x, *args, **kwargs)
+
+    def launched(settings: Settings, *args, **kwargs) -> tuple[Launch, ...]:
+        gpu = architecture(settings)
+        return launches(gpu if isinstance(gpu, Architecture) else Architecture.of("sm_90"), *args, **kwargs)
+
+    return (
+        Implementation("triton", run, refuse_compiled, launched),
+        Implementation("triton_interpret", run, refuse_interpreted, launched),
+    )

@@ -1,0 +1,120 @@
+"""Where a kernel's tiles come from: an override, else the tuning cache, else the op's heuristic.
+
+    with use_tiles(timestep_norm_forward=Tiles(block_length=128, num_chunks=1, num_warps=4)): ...
+
+The tuning cache is one JSON file, `tuning.json` in PALLAS_KERNELS_CACHE_DIR (default: `megalodon-pallas` in the
+user's cache directory), read once at import:
+
+    {"version": 1, "entries": [{"kernel": "timestep_norm_forward", "target": "sm_90",
+                                "shape": {"batch": 8, ...}, "tiles": {"block_length": 256, ...}}]}
+
+An entry holds for exactly its shape. A file that cannot be read or does not make sense is reported by one warning in
+the log of `pallas_kernels` and left out as a whole.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from pallas_kernels import _settings
+from pallas_kernels._tiles import Tiles
+
+VERSION = 1
+Shape = tuple[tuple[str, int | str], ...]
+Entry = tuple[str, str, Shape, Tiles]
+
+logger = logging.getLogger("pallas_kernels")
+
+
+def cache_file(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where the tuning cache is."""
+    if directory := environment.get("PALLAS_KERNELS_CACHE_DIR"):
+        return Path(directory) / "tuning.json"
+    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "megalodon-pallas" / "tuning.json"
+
+
+def read_cache(file: Path) -> tuple[Entry, ...]:
+    """Entries of a tuning cache; none if there is no such file.
+
+    Raises:
+        ValueError: the file is not what this version writes; the message says where.
+    """
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    try:
+        data = json.loads(text)
+        if data["version"] != VERSION:
+            raise ValueError(f"version {data['version']!r}, this is version {VERSION}")
+        return tuple(
+            (str(e["kernel"]), str(e["target"]), tuple(sorted(e["shape"].items())), Tiles(**e["tiles"]))
+            for e in data["entries"]
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file} is not a tuning cache: {type(error).__name__}: {error}. Delete it.") from error
+
+
+def write_cache(file: Path, entries: tuple[Entry, ...]) -> None:
+    """Write a tuning cache, whole or not at all."""
+    data = {
+        "version": VERSION,
+        "entries": [
+            {"kernel": kernel, "target": target, "shape": dict(shape), "tiles": asdict(tiles)}
+            for kernel, target, shape, tiles in entries
+        ],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(data, indent=1))
+    part.replace(file)
+
+
+def load_cache() -> None:
+    """Put the tuning cache into the settings; called once at import."""
+    try:
+        entries = read_cache(cache_file())
+    except ValueError as error:
+        logger.warning("ignoring the tuning cache: %s", error)
+        return
+    _settings.set_default(replace(_settings.current(), tuned=entries))
+
+
+def choose(kernel: str, target: str, shape: Mapping[str, int | str], heuristic: Tiles) -> tuple[Tiles, str]:
+    """The tiles of one kernel and where they came from."""
+    settings = _settings.current()
+    for name, tiles in settings.tiles:
+        if name == kernel:
+            return tiles, "override"
+    key = (kernel, target, tuple(sorted(shape.items())))
+    for *entry, tiles in settings.tuned:
+        if tuple(entry) == key:
+            return tiles, "tuning cache"
+    return heuristic, "heuristic"
+
+
+@contextmanager
+def use_tiles(**kernels: Tiles) -> Iterator[None]:
+    """Launch the named kernels with these tiles inside the block.
+
+    Raises:
+        ValueError: no kernel of that name.
+        TypeError: not a `Tiles`.
+    """
+    from pallas_kernels._registry import KERNELS
+
+    for kernel, tiles in kernels.items():
+        if kernel not in KERNELS:
+            raise ValueError(f"use_tiles: unknown kernel {kernel!r}; the kernels are {', '.join(KERNELS)}.")
+        if not isinstance(tiles, Tiles):
+            raise TypeError(f"use_tiles: {kernel} must be a Tiles, got {type(tiles).__name__}.")
+    settings = _settings.current()
+    merged = tuple(sorted({**dict(settings.tiles), **kernels}.items()))
+    with _settings.settings_context(replace(settings, tiles=merged)):
+        yield

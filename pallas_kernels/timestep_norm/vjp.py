@@ -1,0 +1,170 @@
+"""timestep_norm by kernels, and its gradient: what is saved, and what runs in each direction on each platform.
+
+Saved by the forward, under these `checkpoint_name`s for remat policies:
+
+    timestep_norm_mean, timestep_norm_var    [B, G, L] float32, statistics at each token (the variance not floored)
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float32, Int, Int32
+
+import reference
+from pallas_kernels._autodiff import explain_forward_mode, first_order_only
+from pallas_kernels._tiles import Plan
+from pallas_kernels.timestep_norm import launch
+from pallas_kernels.timestep_norm.problem import Arrays, Problem, Tokens
+from reference.segments import last_valid_index, run_start_index, state_resets, valid_tokens
+from reference.timestep_norm import fresh_state
+
+
+@dataclass(frozen=True)
+class Call:
+    """The static part of a call."""
+
+    plan: Plan
+    problem: Problem
+    return_state: bool
+
+
+class Integers(NamedTuple):
+    """The arguments that have none; n is the incoming state's."""
+
+    n: Int32[Array, " B"]
+    mask: Bool[Array, "B L"] | None
+    segment_ids: Int[Array, "B L"] | None
+
+
+class Residuals(NamedTuple):
+    """What the forward keeps for the backward."""
+
+    arrays: Arrays
+    integers: Integers
+    token_mean: Float32[Array, "B G L"]
+    token_var: Float32[Array, "B G L"]
+
+
+def timestep_norm(
+    plan, x, weight=None, bias=None, *, num_groups, eps=1e-5, state=None, mask=None, segment_ids=None,
+    statistics="token_mean", return_state=False,
+):  # fmt: skip
+    """timestep_norm by Triton kernels; arguments as in the public op."""
+    batch, length, features = x.shape
+    call = Call(plan, Problem(batch, length, features, num_groups, float(eps), statistics), return_state)
+    count, mean, var = fresh_state(x.shape[0], num_groups) if state is None else state
+    integers = Integers(count, mask, segment_ids)
+    with explain_forward_mode("timestep_norm"):
+        y, end = _differentiable(call, Arrays(x, weight, bias, mean, var), integers)
+    return (y, (_end_count(integers, x.shape[1]), *end)) if return_state else y
+
+
+def _norm(call: Call, arrays: Arrays, integers: Integers) -> tuple[Array, Any]:
+    """y, and mean and variance of the returned state (None where it is not asked for)."""
+    return _by_platform(call, _kernel_forward, _reference_forward, arrays, integers)[:2]
+
+
+def _forward(call: Call, arrays: Arrays, integers: Integers):
+    y, end, mean, var = _by_platform(
+        call, partial(_kernel_forward, save=True), partial(_reference_forward, save=True), arrays, integers
+    )
+    mean, var = checkpoint_name(mean, "timestep_norm_mean"), checkpoint_name(var, "timestep_norm_var")
+    return (y, end), Residuals(arrays, integers, mean, var)
+
+
+def _backward(call: Call, residuals: Residuals, cotangents):
+    dy, dend = cotangents
+    run = first_order_only("timestep_norm", partial(_by_platform, call, _kernel_backward, _reference_backward))
+    return run(residuals, dy, dend), None
+
+
+_differentiable = jax.custom_vjp(_norm, nondiff_argnums=(0,))
+_differentiable.defvjp(_forward, _backward)
+
+
+def _by_platform(call: Call, kernel, other, *arrays):
+    """`kernel`; under a portable plan the reference `other` where the program is not lowered for CUDA."""
+    if not call.plan.portable:
+        return kernel(call, *arrays)
+    return lax.platform_dependent(*arrays, cuda=partial(kernel, call), default=partial(other, call))
+
+
+def _kernel_forward(call: Call, arrays: Arrays, integers: Integers, *, save: bool = False):
+    problem, tokens = call.problem, _tokens(integers)
+    y, mean, var = launch.forward(call.plan, problem, arrays, integers.n, tokens, statistics=save or call.return_state)
+    end = None
+    if call.return_state:
+        last = _last(integers, problem.length)
+        none = (last < 0)[:, None]
+        at_end = (jnp.take_along_axis(part, last[:, None, None], axis=2)[..., 0] for part in (mean, var))
+        end_mean, end_var = (jnp.where(none, old, new) for old, new in zip(arrays[3:], at_end, strict=True))
+        end = end_mean, jnp.where(none, end_var, launch.floored(end_var, problem))
+    return y, end, mean, var
+
+
+def _kernel_backward(call: Call, residuals: Residuals, dy, dend) -> Arrays:
+    arrays, integers, token_mean, token_var = residuals
+    last = None if dend is None else _last(integers, call.problem.length)
+    gradients = launch.backward(
+        call.plan, call.problem, arrays, integers.n, _tokens(integers), token_mean, token_var, dy, dend, last
+    )
+    if dend is not None and last is not None:  # a row without a token returns what came in
+        none = (last < 0)[:, None]
+        passed = (new + jnp.where(none, old, 0.0) for new, old in zip(gradients[3:], dend, strict=True))
+        gradients = Arrays(*gradients[:3], *passed)
+    return gradients
+
+
+def _reference(call: Call, arrays: Arrays, integers: Integers):
+    x, weight, bias, mean, var = arrays
+    y, (_, *end) = reference.timestep_norm(
+        x, weight, bias, num_groups=call.problem.groups, eps=call.problem.eps, state=(integers.n, mean, var),
+        mask=integers.mask, segment_ids=integers.segment_ids, statistics=call.problem.statistics, return_state=True,
+    )  # fmt: skip
+    return y, (tuple(end) if call.return_state else None)
+
+
+def _reference_forward(call: Call, arrays: Arrays, integers: Integers, *, save: bool = False):
+    y, end = _reference(call, arrays, integers)
+    if not (save or call.return_state):
+        return y, end, None, None
+    problem = call.problem  # the reference's backward starts afresh: what it is not to read is not a number
+    unused = jnp.full((problem.batch, problem.groups, problem.length), jnp.nan, jnp.float32)
+    return y, end, unused, unused
+
+
+def _reference_backward(call: Call, residuals: Residuals, dy, dend) -> Arrays:
+    _, pullback = jax.vjp(lambda arrays: _reference(call, arrays, residuals.integers), residuals.arrays)
+    return pullback((dy, dend))[0]
+
+
+def _tokens(integers: Integers) -> Tokens:
+    valid = valid_tokens(integers.mask, integers.segment_ids)
+    if valid is None:
+        return Tokens()
+    counted = valid.astype(jnp.int32)
+    count = jnp.cumsum(counted, axis=1)
+    if integers.segment_ids is None:
+        return Tokens(counted, integers.n[:, None] + count)
+    start = run_start_index(integers.segment_ids)
+    before = jnp.take_along_axis(count - counted, start, axis=1)
+    runs = jnp.cumsum(state_resets(integers.segment_ids).astype(jnp.int32), axis=1)
+    return Tokens(counted, jnp.where(runs == 0, integers.n[:, None] + count, count - before), runs)
+
+
+def _last(integers: Integers, length: int) -> Int32[Array, " B"]:
+    """Token that the returned state belongs to, -1 in a row without a valid one."""
+    valid = valid_tokens(integers.mask, integers.segment_ids)
+    return jnp.full_like(integers.n, length - 1) if valid is None else last_valid_index(valid)
+
+
+def _end_count(integers: Integers, length: int) -> Int32[Array, " B"]:
+    count, last = _tokens(integers).n, _last(integers, length)
+    if count is None:
+        return integers.n + length
+    return jnp.where(last < 0, integers.n, jnp.take_along_axis(count, last[:, None], axis=1)[:, 0])
