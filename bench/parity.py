@@ -131,27 +131,35 @@ def evaluate(spec: Spec, arrays: dict[str, np.ndarray], rung: str) -> dict[str, 
 def compare(spec: Spec, rung: str, seed: int = 0) -> list[Line]:
     """One line per output and gradient."""
     arrays = inputs(spec, seed)
-    expected, kernel, other = truth(spec, arrays), evaluate(spec, arrays, rung), evaluate(spec, arrays, "xla")
-    lines = []
-    for name, value in expected.items():
-        both = (errors(found[name], value) for found in (kernel, other))
-        lines.append(Line(name, *both, peak(value), str(other[name].dtype), name.startswith("d")))
-    return lines
+    return compare_values(truth(spec, arrays), evaluate(spec, arrays, rung), evaluate(spec, arrays, "xla"))
 
 
-def peak(expected: np.ndarray) -> float:
-    """Largest magnitude of the oracle's values, in units of their RMS."""
-    return float(np.abs(expected).max() / _scale(expected))
+def compare_values(
+    expected: dict[str, np.ndarray], kernel: dict[str, np.ndarray], reference: dict[str, np.ndarray]
+) -> list[Line]:
+    """One line for every value of the oracle."""
+    return [
+        Line(
+            name=name,
+            kernel=errors(kernel[name], value),
+            reference=errors(reference[name], value),
+            peak=float(np.abs(value).max() / scale(value)),
+            dtype=str(reference[name].dtype),
+            gradient=name.startswith("d"),
+        )
+        for name, value in expected.items()
+    ]
 
 
 def errors(value: np.ndarray, expected: np.ndarray) -> Errors:
     """Of `value` against the oracle."""
     if value.shape != expected.shape:
         raise ValueError(f"errors: shape {value.shape}, expected {expected.shape}.")
-    difference, scale = np.abs(np.asarray(value, np.float64) - expected), _scale(expected)
-    return Errors(float(np.sqrt(np.mean(difference**2)) / scale), float(difference.max() / scale))
+    difference, unit = np.abs(np.asarray(value, np.float64) - expected), scale(expected)
+    return Errors(float(np.sqrt(np.mean(difference**2)) / unit), float(difference.max() / unit))
 
 
-def _scale(expected: np.ndarray) -> float:
-    scale = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
-    return scale if scale > 1e-12 else 1.0  # zero, or the rounding noise of float64 about zero
+def scale(expected: np.ndarray) -> float:
+    """RMS of the oracle's values."""
+    rms = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
+    return rms if rms > 1e-12 else 1.0  # zero, or the rounding noise of float64 about zero

@@ -1,18 +1,61 @@
-"""On a GPU: the ops against the float64 oracle, values and gradients. Run by users with `pytest -m cuda`."""
+"""On a GPU, run by users with `pytest -m cuda`: kernels and reference against the oracles, determinism, the model.
+
+The TimestepNorm tests are those of `test_norm_kernels.py` on another rung; `test_the_lanes_have_the_same_tests` runs
+everywhere and keeps the two from drifting apart.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import chunked_attention, complex_ema, timestep_norm
+from bench import parity
+from pallas_kernels import chunked_attention, complex_ema, kernels_in, timestep_norm
 from reference import oracle_numpy as oracle
-from tests import cases
+from tests import cases, norm_parity, test_norm_kernels
 from tests.tolerance import assert_close
 
-pytestmark = pytest.mark.cuda
+cuda = pytest.mark.cuda
 
 
+@cuda
+@pytest.mark.parametrize("spec", norm_parity.SPECS, ids=norm_parity.IDS)
+def test_timestep_norm(spec):
+    norm_parity.check(spec, "triton")
+
+
+def test_the_lanes_have_the_same_tests():
+    def ids(test):
+        (mark,) = (mark for mark in test.pytestmark if mark.name == "parametrize")
+        return set(mark.kwargs["ids"]), len(mark.args[1])
+
+    lanes = [ids(t) for t in (test_timestep_norm, test_norm_kernels.test_interpreted, test_norm_kernels.test_lowered)]
+    assert lanes[0] == lanes[1] == lanes[2]
+    assert len(lanes[0][0]) == lanes[0][1] > 20
+
+
+@cuda
+@pytest.mark.parametrize("spec", norm_parity.SPECS, ids=norm_parity.IDS)
+def test_twice_is_bit_equal(spec):
+    arrays = parity.inputs(spec)
+    first, second = (parity.evaluate(spec, arrays, "triton") for _ in range(2))
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+@cuda
+def test_the_best_implementation_is_the_kernel():
+    x = jnp.ones((2, 64, 32))
+    assert "timestep_norm_forward" in kernels_in(jax.jit(lambda x: timestep_norm(x, num_groups=4)).lower(x).compile())
+
+
+@cuda
+@pytest.mark.parametrize("dtype", norm_parity.MODEL_DTYPES)
+def test_model_with_kernels_on_and_off(dtype):
+    norm_parity.check_model(dtype, "triton")
+
+
+@cuda
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_complex_ema(kind):
     r = cases.rng(0)
@@ -25,17 +68,7 @@ def test_complex_ema(kind):
     assert_close("dx", pullback(jnp.asarray(dy))[0], expected)
 
 
-@pytest.mark.parametrize("statistics", ["token_mean", "all_features"])
-@pytest.mark.parametrize("kind", cases.KINDS)
-def test_timestep_norm(kind, statistics):
-    r = cases.rng(1)
-    x, dy = cases.normal(r, 2, 300, 8), cases.normal(r, 2, 300, 8)
-    kwargs = {"num_groups": 2, "statistics": statistics, **cases.tokens(r, kind, 2, 300)}
-    y, pullback = jax.vjp(lambda x: timestep_norm(x, **kwargs), jnp.asarray(x))
-    assert_close("y", y, oracle.timestep_norm(x, **kwargs)[0])
-    assert_close("dx", pullback(jnp.asarray(dy))[0], oracle.timestep_norm_vjp(x, dy=dy, **kwargs)["x"], units=300)
-
-
+@cuda
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_chunked_attention(kind):
     r = cases.rng(2)

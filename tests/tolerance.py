@@ -1,20 +1,16 @@
-"""The tolerance policy, the only place with a number in it.
+"""The tolerance policy of `bench/tolerance.py` as assertions, and the bounds that the reference itself is held to.
 
-An implementation passes if its error against the float64 oracle is at most FACTOR times (gradients: GRADIENT_FACTOR)
-the error of the XLA reference of the same dtype, with a floor of FLOOR_EPS rounding units of that dtype times the
-scale of the value (the RMS of the oracle). The reference itself is held to REFERENCE_EPS units: errors of a float32
-sum of many terms grow with their number, and these bounds leave room for thousands.
+REFERENCE_EPS rounding units: errors of a float32 sum of many terms grow with their number, and these bounds leave
+room for thousands.
 """
 
 import numpy as np
 
-FACTOR = 2.0
-GRADIENT_FACTOR = 3.0
-FLOOR_EPS = 8.0
+from bench.parity import Line
+from bench.tolerance import EPS, shares, within
+
 REFERENCE_EPS = 100.0
 MODEL_RELATIVE = 1e-5
-
-EPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 
 
 def as_float64(value) -> np.ndarray:
@@ -39,3 +35,8 @@ def assert_close(name: str, value, truth, *, dtype: str = "float32", units: floa
     bound = units * EPS[dtype]
     assert rms <= bound, f"{name}: relative RMS error {rms:.2e} > {bound:.2e} (max {worst:.2e})"
     assert worst <= 20 * bound, f"{name}: max error {worst:.2e} of the RMS > {20 * bound:.2e}"
+
+
+def assert_policy(line: Line) -> None:
+    """A kernel's errors within the policy."""
+    assert within(line), f"{line.name}: {line.kernel} uses {shares(line)} of what {line.reference} allows"

@@ -39,7 +39,7 @@ def refuse(settings: Settings, x) -> str | None:
 
 def refuse_interpreted(settings: Settings, x) -> str | None:
     """Why a kernel cannot even be interpreted, or None."""
-    if IMPORT_ERROR is None and getattr(jax.typeof(x), "vma", None):
+    if IMPORT_ERROR is None and jax.typeof(x).manual_axis_type.varying:
         return "inside shard_map a kernel needs check_vma=False; pass it to jax.shard_map"
     return IMPORT_ERROR
 

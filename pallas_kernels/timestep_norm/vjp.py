@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float32, Int, Int32
 
 import reference
 from pallas_kernels._autodiff import explain_forward_mode, first_order_only
+from pallas_kernels._platform import kernel_or_reference
 from pallas_kernels._tiles import Plan
 from pallas_kernels.timestep_norm import launch
 from pallas_kernels.timestep_norm.problem import Arrays, Problem, Tokens
@@ -70,9 +70,8 @@ def _norm(call: Call, arrays: Arrays, integers: Integers) -> tuple[Array, Any]:
 
 
 def _forward(call: Call, arrays: Arrays, integers: Integers):
-    y, end, mean, var = _by_platform(
-        call, partial(_kernel_forward, save=True), partial(_reference_forward, save=True), arrays, integers
-    )
+    kernel, other = partial(_kernel_forward, save=True), partial(_reference_forward, save=True)
+    y, end, mean, var = first_order_only("timestep_norm", partial(_by_platform, call, kernel, other))(arrays, integers)
     mean, var = checkpoint_name(mean, "timestep_norm_mean"), checkpoint_name(var, "timestep_norm_var")
     return (y, end), Residuals(arrays, integers, mean, var)
 
@@ -91,7 +90,7 @@ def _by_platform(call: Call, kernel, other, *arrays):
     """`kernel`; under a portable plan the reference `other` where the program is not lowered for CUDA."""
     if not call.plan.portable:
         return kernel(call, *arrays)
-    return lax.platform_dependent(*arrays, cuda=partial(kernel, call), default=partial(other, call))
+    return kernel_or_reference(partial(kernel, call), partial(other, call), *arrays)
 
 
 def _kernel_forward(call: Call, arrays: Arrays, integers: Integers, *, save: bool = False):

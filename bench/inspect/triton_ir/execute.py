@@ -32,6 +32,7 @@ _CALLS = {
     "custom_vjp_call_jaxpr": "fun_jaxpr",
     "custom_lin": "call_jaxpr",
     "eval_jaxpr": "call_jaxpr",
+    "kernel_or_reference": "kernel",  # pallas_kernels' own choice of platform
 }
 
 
