@@ -1,8 +1,10 @@
 # make demo   install into a virtual environment, train a small model for two minutes, generate text
 # make test   install into a virtual environment, lint, type check, run all tests
+# make test-all   make test, every kernel compiled for every architecture, and the suite on NEWEST as well
 # PYTHON chooses the interpreter: make test PYTHON=python3.12 (its own environment, without torch)
 
 PYTHON ?= python3
+NEWEST ?= python3.12
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV ?= .venv$(if $(filter python3,$(PYTHON)),,-$(VERSION))
 BIN := $(VENV)/bin
@@ -11,12 +13,16 @@ comma := ,
 TORCH := $(if $(filter 3.11,$(VERSION)),$(comma)torch)
 SEED ?= 0
 
-.PHONY: demo test lint types unit install clean
+.PHONY: demo test test-all lint types unit install clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m megalodon_jax demo --seed $(SEED)
 
 test: lint types unit
+
+test-all: test
+	$(BIN)/python -m pytest -n 2 -m all_targets
+	$(MAKE) test PYTHON=$(NEWEST)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

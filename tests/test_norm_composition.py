@@ -196,6 +196,14 @@ def test_more_than_a_reverse_first_derivative_names_the_way_out(differentiate):
     differentiate(plain)
 
 
+def test_under_64_bit_defaults():
+    with jax.enable_x64(True):
+        found, reports = execute(jax.grad(partial(energy, implementation="triton")), X)
+        assert [report.name for report in reports] == [FORWARD, BACKWARD]
+        assert_close("dx, lowered", found, jax.grad(plain_energy)(X))
+        assert_close("dx", jax.grad(kernel_energy)(X), jax.grad(plain_energy)(X))
+
+
 def test_two_layers_with_the_kernel_inside_train():
     class Pair(eqx.Module):
         norms: list[TimestepNorm]

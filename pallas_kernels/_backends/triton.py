@@ -74,7 +74,7 @@ def launch(
         interpret=plan.interpret,
         compiler_params=plt.CompilerParams(num_warps=tiles.num_warps, num_stages=1),
     )
-    with _abstract_device(plan):
+    with _abstract_device(plan), jax.enable_x64(False):  # indices are 32-bit whatever the caller's default is
         results = call(*present.values())
     return SimpleNamespace(**{**nothing, **dict(zip(wanted, results, strict=True))})
 
