@@ -1,18 +1,33 @@
-"""Command line of the benchmarks: `python -m bench cpu`."""
+"""Command line of the benchmarks: `python -m bench cpu` and `python -m bench inspect`."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import cpu_ops
+from bench import cpu_ops, inspect_ops, inspect_parity
+from bench.inspect import TARGETS
 
-_SUITES = {"ops": cpu_ops.run}
+_CPU = {"ops": cpu_ops.run}
+_INSPECT = {"ops": inspect_ops.SPECS, "parity": inspect_parity.SPECS}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark that `arguments` (default: the command line) ask for."""
-    options = _parser().parse_args(arguments)
-    _SUITES[options.suite](lengths=options.lengths, rounds=options.rounds, json_file=options.json)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command == "cpu":
+        _CPU[options.suite](lengths=options.lengths, rounds=options.rounds, json_file=options.json)
+        return
+    known = _INSPECT[options.suite]
+    for name in options.spec or ():
+        if name not in known:
+            parser.error(f"no spec {name!r} in suite {options.suite}; its specs are: {'; '.join(known)}")
+    if options.suite == "ops":
+        inspect_ops.run(options.spec, options.target or inspect_ops.TARGETS, options.json)
+    elif options.target:
+        parser.error("--target is for --suite ops: parity runs on CPU")
+    else:
+        inspect_parity.run(options.spec, options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -20,10 +35,17 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench", description="Benchmarks against plain JAX formulations, side by side in one process."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    cpu = commands.add_parser("cpu", help="CPU time, accuracy, temporary memory and growth with the length, on CPU")
+    _add_cpu(commands.add_parser("cpu", help="CPU time, accuracy, temporary memory and growth with the length, on CPU"))
+    _add_inspect(
+        commands.add_parser("inspect", help="the GPU kernels without a GPU: static figures, and parity with float64")
+    )
+    return parser
+
+
+def _add_cpu(cpu: argparse.ArgumentParser) -> None:
     cpu.add_argument(
         "--suite",
-        choices=_SUITES,
+        choices=_CPU,
         default="ops",
         help="ops: complex_ema against an FFT convolution and a lax.scan (the default)",
     )
@@ -43,7 +65,30 @@ def _parser() -> argparse.ArgumentParser:
         help="interleaved rounds (default: %(default)s)",
     )
     cpu.add_argument("--json", type=_writable, metavar="FILE", help="write versions, samples, medians and errors here")
-    return parser
+
+
+def _add_inspect(inspect: argparse.ArgumentParser) -> None:
+    inspect.add_argument(
+        "--suite",
+        choices=_INSPECT,
+        default="ops",
+        help="ops: timestep_norm compiled for a GPU that is not there, kernels beside XLA (the default; needs the "
+        "extra inspect); parity: every output and gradient against float64, kernels and XLA side by side",
+    )
+    inspect.add_argument(
+        "--target",
+        nargs="+",
+        choices=TARGETS,
+        metavar="SM",
+        help=f"ops: GPUs to compile for, of {', '.join(TARGETS)} (default: {' '.join(inspect_ops.TARGETS)})",
+    )
+    inspect.add_argument(
+        "--spec",
+        nargs="+",
+        metavar="NAME",
+        help="only these problems (default: all); ops then looks at each of them in detail",
+    )
+    inspect.add_argument("--json", type=_writable, metavar="FILE", help="write every figure here")
 
 
 def _positive(argument: str) -> int:

@@ -56,6 +56,7 @@ def inputs(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
     found["x"] = x.astype(spec.dtype)
     if spec.mask:
         found["mask"] = r.random((B, L)) > 0.3
+        found["mask"][-1] = B == 1  # a row without a token: the state that came in goes out
     if spec.segments:
         found["segment_ids"] = _documents(r, B, L)
     if spec.state:

@@ -28,10 +28,12 @@ def write_json(record: dict, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Right-aligned columns under a header."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 0) -> str:
+    """Columns under a header, right-aligned but for the first `left`."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in (header, *rows))
+    align = [str.ljust if column < left else str.rjust for column in range(len(widths))]
+    lines = ([put(cell, width) for put, cell, width in zip(align, row, widths, strict=True)] for row in (header, *rows))
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def _header(record: dict) -> str:

@@ -22,7 +22,8 @@ def forward(plan: Plan, problem: Problem, arrays: Arrays, n, tokens: Tokens, *, 
     B, G, L = problem.batch, problem.groups, problem.length
     inputs = {
         "x": arrays.x, "weight": arrays.weight, "bias": arrays.bias, "valid": tokens.valid, "runs": tokens.runs,
-        "state_n": n, "state_mean": arrays.mean, "state_m2": arrays.var * _prior_weight(n, problem),
+        "state_n": n, "state_mean": arrays.mean,
+        "state_m2": None if arrays.var is None else arrays.var * _prior_weight(n, problem),
     }  # fmt: skip
     per_token = jax.ShapeDtypeStruct((B, G, L), F32) if statistics else None
     outputs = {"y": _like(arrays.x), "token_mean": per_token, "token_var": per_token}
@@ -44,21 +45,23 @@ def backward(
         "last": None if dend is None else last,
     }  # fmt: skip
     cell, feature = jax.ShapeDtypeStruct((B, chunks, G), F32), jax.ShapeDtypeStruct((B, chunks, D), F32)
-    empty = None if tokens.valid is None else cell
+    first, empty = (None if n is None else cell), (None if n is None or tokens.valid is None else cell)
     outputs = {
         "dx": _like(arrays.x),
         "dweight": None if arrays.weight is None else feature, "dbias": None if arrays.bias is None else feature,
-        "first_centre": cell, "first_a": cell, "first_b": cell, "empty_mean": empty, "empty_var": empty,
+        "first_centre": first, "first_a": first, "first_b": first, "empty_mean": empty, "empty_var": empty,
     }  # fmt: skip
     totals = {"total_centre": F32, "total_a": F32, "total_b": F32}
     done = _run(triton_backward, BACKWARD, plan, problem, inputs, outputs, totals)
 
+    dweight, dbias = (None if part is None else jnp.sum(part, axis=(0, 1)) for part in (done.dweight, done.dbias))
+    if n is None:
+        return Arrays(done.dx, dweight, dbias, None, None)
     centre, a, b = (part[:, 0] for part in (done.first_centre, done.first_a, done.first_b))
     dmean = n[:, None].astype(F32) * (a + 2.0 * (arrays.mean - centre) * b)
     dvar = _prior_weight(n, problem) * b
     if empty is not None:
         dmean, dvar = dmean + jnp.sum(done.empty_mean, axis=1), dvar + jnp.sum(done.empty_var, axis=1)
-    dweight, dbias = (None if part is None else jnp.sum(part, axis=(0, 1)) for part in (done.dweight, done.dbias))
     return Arrays(done.dx, dweight, dbias, dmean, dvar)
 
 

@@ -39,13 +39,13 @@ class Problem:
 
 
 class Arrays(NamedTuple):
-    """The arguments that have gradients; mean and var are the incoming state's."""
+    """The arguments that have gradients; mean and var are the incoming state's, None for the fresh one."""
 
     x: Float[Array, "B L D"]
     weight: Float32[Array, " D"] | None
     bias: Float32[Array, " D"] | None
-    mean: Float32[Array, "B G"]
-    var: Float32[Array, "B G"]
+    mean: Float32[Array, "B G"] | None
+    var: Float32[Array, "B G"] | None
 
 
 class Tokens(NamedTuple):

@@ -1,8 +1,9 @@
 """Tiles of the TimestepNorm kernels: the heuristic, and when a problem is too large for a tile.
 
-A program keeps its whole tile in registers, so tokens x lanes is bounded; the forward holds less per element than the
-backward. One pass over memory wants a program for every multiprocessor from batch x groups alone; below that a
-sequence is cut into chunks, at the price of reading it twice.
+A program keeps its whole tile in registers, so tokens x lanes is bounded, and loads the next one meanwhile: 16 KB of x,
+or of x and dy, in flight per program keep the memory busy. Beside its tile the backward holds weight, dweight, dbias.
+One pass over memory wants a program for every multiprocessor from batch x groups alone; below that a sequence is cut
+into chunks, at the price of reading it twice.
 """
 
 from pallas_kernels._tiles import Architecture, Launch, Tiles, next_power_of_two
@@ -12,6 +13,7 @@ from pallas_kernels.timestep_norm.launch import BACKWARD, FORWARD
 MAX_LANES = 4096
 _LONGEST, _MIN_CHUNK_TILES = 256, 2
 _ELEMENTS, _ELEMENTS_PER_WARP = 4096, 1024  # of a tile
+_PARAMETER_ROWS = 3
 
 
 def refuse(x, *args, num_groups: int, **kwargs) -> str | None:
@@ -31,7 +33,7 @@ def launches(gpu: Architecture, x, *args, num_groups: int, statistics: str = "to
     }  # fmt: skip
     lanes, programs = next_power_of_two(features // num_groups), batch * num_groups
     # "all_features" squares every deviation once more: with long tiles two programs would not fit a multiprocessor.
-    forward = 2 * _ELEMENTS if statistics == "token_mean" else _ELEMENTS
+    forward = 2 * _ELEMENTS if statistics == "token_mean" and x.dtype.itemsize == 2 else _ELEMENTS
     return tuple(
         Launch(name, *choose(name, gpu.name, shape, _heuristic(length, lanes, programs, elements, gpu)))
         for name, elements in ((FORWARD, forward), (BACKWARD, _ELEMENTS))
@@ -43,4 +45,5 @@ def _heuristic(length: int, lanes: int, programs: int, elements: int, gpu: Archi
     chunks = 1
     if programs < gpu.multiprocessors:
         chunks = max(1, min(-(-2 * gpu.multiprocessors // programs), -(-length // block) // _MIN_CHUNK_TILES))
-    return Tiles(block, chunks, max(1, min(8, block * lanes // _ELEMENTS_PER_WARP)))
+    warps = max(1, min(8, (block + _PARAMETER_ROWS) * lanes // _ELEMENTS_PER_WARP))
+    return Tiles(block, chunks, 1 << (warps.bit_length() - 1))

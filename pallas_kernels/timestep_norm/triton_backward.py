@@ -15,12 +15,12 @@ from pallas_kernels.timestep_norm.problem import Cursor, Problem
 def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles, *, totals: bool) -> None:
     """Gradients of one chunk.
 
-    Inputs: x, dy; weight, valid, runs (or None); n [B, L], or [B] before the first token if every token counts;
+    Inputs: x, dy; weight, valid, runs (or None); n [B, L], or if every token counts [B], before the first (or None: 0);
     token_mean, token_var [B, G, L]; dmean, dvar [B, G] of the returned state and the token `last` [B] it belongs to
     (or None); with several chunks their total_centre, total_a, total_b [B, C, G].
-    Outputs: dx; dweight, dbias [B, C, D] (or None); first_centre, first_a, first_b [B, C, G] at the chunk's first
-    token; empty_mean, empty_var [B, C, G] (or None), the gradients of mean and variance where nothing has counted yet;
-    in totals form total_centre, total_a, total_b.
+    Outputs: dx; dweight, dbias [B, C, D] (or None); first_centre, first_a, first_b [B, C, G] (or None) at the chunk's
+    first token; empty_mean, empty_var [B, C, G] (or None), the gradients of mean and variance where nothing has counted
+    yet; in totals form total_centre, total_a, total_b.
     """
     at = Cursor(problem, tiles, reverse=True)
     weight = at.parameter(refs.weight)
@@ -37,7 +37,10 @@ def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles, *, totals: b
         x, dy = (part.astype(jnp.float32) for part in raw)
         mean, var = (load(ref, (at.row, at.group, t), exists) for ref in (refs.token_mean, refs.token_var))
         valid = None if refs.valid is None else load(refs.valid, (at.row, t), exists) > 0
-        n = load(refs.n, (at.row,)) + t + 1 if refs.valid is None else load(refs.n, (at.row, t), exists)
+        if refs.valid is None:
+            n = t + 1 if refs.n is None else load(refs.n, (at.row,)) + t + 1
+        else:
+            n = load(refs.n, (at.row, t), exists)
         runs = None if refs.runs is None else at.runs(refs.runs, t, exists)
         if problem.statistics == "all_features":
             dy = only(at.spread(valid), dy)
@@ -76,7 +79,8 @@ def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles, *, totals: b
     after, _, sums, empty, _ = lax.fori_loop(0, at.tiles, step, start)
     first = (refs.first_centre, refs.first_a, refs.first_b)
     for ref, value in zip((refs.total_centre, refs.total_a, refs.total_b) if totals else first, after, strict=True):
-        store(ref, at.cell, value)
+        if ref is not None:
+            store(ref, at.cell, value)
     for ref, value in zip((refs.dweight, refs.dbias), sums, strict=True):
         if ref is not None:
             store(ref, (at.row, at.chunk, at.columns), value, at.lanes)

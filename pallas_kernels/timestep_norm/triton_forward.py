@@ -23,8 +23,8 @@ from pallas_kernels.timestep_norm.problem import Cursor, Problem
 def forward(refs: SimpleNamespace, problem: Problem, tiles: Tiles, *, totals: bool) -> None:
     """Statistics and output of one chunk.
 
-    Inputs: x; weight, bias, valid, runs (or None); state_n [B], state_mean, state_m2 [B, G]; with several chunks their
-    total_n, total_mean, total_m2 [B, C, G].
+    Inputs: x; weight, bias, valid, runs (or None); state_n [B], state_mean, state_m2 [B, G] (or None); with several
+    chunks their total_n, total_mean, total_m2 [B, C, G].
     Outputs: y, and token_mean, token_var [B, G, L] (or None); in totals form total_n, total_mean, total_m2.
     """
     at = Cursor(problem, tiles)
@@ -69,8 +69,10 @@ def forward(refs: SimpleNamespace, problem: Problem, tiles: Tiles, *, totals: bo
 
 def _start(refs: SimpleNamespace, at: Cursor, run, nothing: Before) -> Before:
     """What the chunk starts from: the incoming state if its document goes on, and the chunks of the same document."""
-    of_group = (at.row, at.group)
-    state = Before(load(refs.state_n, (at.row,)), load(refs.state_mean, of_group), load(refs.state_m2, of_group))
+    state = math.fresh(at.problem.statistics)
+    if refs.state_n is not None:
+        group = (at.row, at.group)
+        state = Before(load(refs.state_n, (at.row,)), load(refs.state_mean, group), load(refs.state_m2, group))
     if refs.total_mean is None:
         return state
     number, exists = at.all_chunks()

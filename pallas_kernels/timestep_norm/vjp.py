@@ -34,9 +34,9 @@ class Call:
 
 
 class Integers(NamedTuple):
-    """The arguments that have none; n is the incoming state's."""
+    """The arguments that have none; n is the incoming state's, None for the fresh one."""
 
-    n: Int32[Array, " B"]
+    n: Int32[Array, " B"] | None
     mask: Bool[Array, "B L"] | None
     segment_ids: Int[Array, "B L"] | None
 
@@ -57,11 +57,11 @@ def timestep_norm(
     """timestep_norm by Triton kernels; arguments as in the public op."""
     batch, length, features = x.shape
     call = Call(plan, Problem(batch, length, features, num_groups, float(eps), statistics), return_state)
-    count, mean, var = fresh_state(x.shape[0], num_groups) if state is None else state
+    count, mean, var = (None, None, None) if state is None else state
     integers = Integers(count, mask, segment_ids)
     with explain_forward_mode("timestep_norm"):
         y, end = _differentiable(call, Arrays(x, weight, bias, mean, var), integers)
-    return (y, (_end_count(integers, x.shape[1]), *end)) if return_state else y
+    return (y, (_end_count(call.problem, integers), *end)) if return_state else y
 
 
 def _norm(call: Call, arrays: Arrays, integers: Integers) -> tuple[Array, Any]:
@@ -98,31 +98,34 @@ def _kernel_forward(call: Call, arrays: Arrays, integers: Integers, *, save: boo
     y, mean, var = launch.forward(call.plan, problem, arrays, integers.n, tokens, statistics=save or call.return_state)
     end = None
     if call.return_state:
-        last = _last(integers, problem.length)
-        none = (last < 0)[:, None]
-        at_end = (jnp.take_along_axis(part, last[:, None, None], axis=2)[..., 0] for part in (mean, var))
-        end_mean, end_var = (jnp.where(none, old, new) for old, new in zip(arrays[3:], at_end, strict=True))
-        end = end_mean, jnp.where(none, end_var, launch.floored(end_var, problem))
+        last = _last(problem, integers)
+        end = tuple(jnp.take_along_axis(part, last[:, None, None], axis=2)[..., 0] for part in (mean, var))
+        end = end[0], launch.floored(end[1], problem)
+        if tokens.valid is not None:  # a row without a token returns what came in
+            _, mean0, var0 = fresh_state(problem.batch, problem.groups)
+            old = (mean0 if arrays.mean is None else arrays.mean, var0 if arrays.var is None else arrays.var)
+            end = tuple(jnp.where((last < 0)[:, None], *pair) for pair in zip(old, end, strict=True))
     return y, end, mean, var
 
 
 def _kernel_backward(call: Call, residuals: Residuals, dy, dend) -> Arrays:
     arrays, integers, token_mean, token_var = residuals
-    last = None if dend is None else _last(integers, call.problem.length)
+    tokens, last = _tokens(integers), _last(call.problem, integers)
     gradients = launch.backward(
-        call.plan, call.problem, arrays, integers.n, _tokens(integers), token_mean, token_var, dy, dend, last
+        call.plan, call.problem, arrays, integers.n, tokens, token_mean, token_var, dy, dend, last
     )
-    if dend is not None and last is not None:  # a row without a token returns what came in
-        none = (last < 0)[:, None]
-        passed = (new + jnp.where(none, old, 0.0) for new, old in zip(gradients[3:], dend, strict=True))
-        gradients = Arrays(*gradients[:3], *passed)
-    return gradients
+    dmean, dvar = gradients.mean, gradients.var
+    if dend is None or tokens.valid is None or dmean is None or dvar is None:
+        return gradients
+    passed = [jnp.where((last < 0)[:, None], end, 0.0) for end in dend]  # where what came in is returned
+    return gradients._replace(mean=dmean + passed[0], var=dvar + passed[1])
 
 
 def _reference(call: Call, arrays: Arrays, integers: Integers):
     x, weight, bias, mean, var = arrays
+    state = None if integers.n is None else (integers.n, mean, var)
     y, (_, *end) = reference.timestep_norm(
-        x, weight, bias, num_groups=call.problem.groups, eps=call.problem.eps, state=(integers.n, mean, var),
+        x, weight, bias, num_groups=call.problem.groups, eps=call.problem.eps, state=state,
         mask=integers.mask, segment_ids=integers.segment_ids, statistics=call.problem.statistics, return_state=True,
     )  # fmt: skip
     return y, (tuple(end) if call.return_state else None)
@@ -148,22 +151,24 @@ def _tokens(integers: Integers) -> Tokens:
         return Tokens()
     counted = valid.astype(jnp.int32)
     count = jnp.cumsum(counted, axis=1)
+    with_state = count if integers.n is None else integers.n[:, None] + count
     if integers.segment_ids is None:
-        return Tokens(counted, integers.n[:, None] + count)
+        return Tokens(counted, with_state)
     start = run_start_index(integers.segment_ids)
     before = jnp.take_along_axis(count - counted, start, axis=1)
     runs = jnp.cumsum(state_resets(integers.segment_ids).astype(jnp.int32), axis=1)
-    return Tokens(counted, jnp.where(runs == 0, integers.n[:, None] + count, count - before), runs)
+    return Tokens(counted, jnp.where(runs == 0, with_state, count - before), runs)
 
 
-def _last(integers: Integers, length: int) -> Int32[Array, " B"]:
+def _last(problem: Problem, integers: Integers) -> Int32[Array, " B"]:
     """Token that the returned state belongs to, -1 in a row without a valid one."""
     valid = valid_tokens(integers.mask, integers.segment_ids)
-    return jnp.full_like(integers.n, length - 1) if valid is None else last_valid_index(valid)
+    return jnp.full((problem.batch,), problem.length - 1, jnp.int32) if valid is None else last_valid_index(valid)
 
 
-def _end_count(integers: Integers, length: int) -> Int32[Array, " B"]:
-    count, last = _tokens(integers).n, _last(integers, length)
+def _end_count(problem: Problem, integers: Integers) -> Int32[Array, " B"]:
+    before = jnp.zeros((problem.batch,), jnp.int32) if integers.n is None else integers.n
+    count, last = _tokens(integers).n, _last(problem, integers)
     if count is None:
-        return integers.n + length
-    return jnp.where(last < 0, integers.n, jnp.take_along_axis(count, last[:, None], axis=1)[:, 0])
+        return before + problem.length
+    return jnp.where(last < 0, before, jnp.take_along_axis(count, last[:, None], axis=1)[:, 0])

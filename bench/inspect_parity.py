@@ -1,0 +1,112 @@
+"""Suite `parity` of `inspect`: every output and gradient of the kernels against float64, beside the XLA reference.
+
+The kernels run on two rungs of the ladder: interpreted by Pallas, and as lowered Triton IR executed on CPU. Needs
+nothing but the package.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import jax
+
+from bench import environment, parity, report, tolerance
+from pallas_kernels.timestep_norm.specs import LONG, PARITY, Spec
+
+RUNGS = {"triton_interpret": "interpreted", "lowered": "executed IR"}
+SPECS = {spec.name: spec for spec in (*PARITY, *LONG)}
+SEED = 0
+
+
+def run(specs: Sequence[str] | None = None, json_file: Path | None = None) -> None:
+    """Print the table, write everything to `json_file` if given. Exits with 1 where the policy is broken."""
+    jax.config.update("jax_platforms", "cpu")
+    entries = []
+    for name in dict.fromkeys(specs or SPECS):
+        print(f"comparing {name} ...", file=sys.stderr, flush=True)
+        entries.append({"spec": name, "lines": compare(SPECS[name])})
+    record = {
+        "versions": environment.versions(),
+        "seed": SEED,
+        "policy": {
+            "factor": tolerance.FACTOR,
+            "gradient_factor": tolerance.GRADIENT_FACTOR,
+            "floor_eps": tolerance.FLOOR_EPS,
+        },
+        "passed": all(line["within"] for entry in entries for line in entry["lines"]),
+        "specs": entries,
+    }
+    print(text(record))
+    if json_file is not None:
+        report.write_json(record, json_file)
+    if not record["passed"]:
+        sys.exit(1)
+
+
+def compare(spec: Spec) -> list[dict]:
+    """One line per output and gradient: errors on every rung and of the reference, and what the policy says."""
+    arrays = parity.inputs(spec, SEED)
+    expected, reference = parity.truth(spec, arrays), parity.evaluate(spec, arrays, "xla")
+    rungs = {rung: parity.compare_values(expected, parity.evaluate(spec, arrays, rung), reference) for rung in RUNGS}
+    return [_line(dict(zip(rungs, lines, strict=True))) for lines in zip(*rungs.values(), strict=True)]
+
+
+def _line(rungs: dict[str, parity.Line]) -> dict:
+    any_rung = next(iter(rungs.values()))
+    shares = [share for line in rungs.values() for share in tolerance.shares(line)]
+    return {
+        "name": any_rung.name,
+        "dtype": any_rung.dtype,
+        "gradient": any_rung.gradient,
+        "peak": any_rung.peak,
+        **{rung: asdict(line.kernel) for rung, line in rungs.items()},
+        "xla": asdict(any_rung.reference),
+        "share": max(math.inf if math.isnan(share) else share for share in shares),
+        "within": all(map(tolerance.within, rungs.values())),
+    }
+
+
+def text(record: dict) -> str:
+    """Per spec y, dx and, of the other outputs and gradients, the one that uses most of what the policy allows."""
+    rows = []
+    for entry in record["specs"]:
+        name = entry["spec"]
+        for line in _shown(entry["lines"]):
+            errors = [f"{line[of]['relative_rms']:.1e} / {line[of]['max_abs']:.1e}" for of in (*RUNGS, "xla")]
+            rows.append([name, line["name"], *errors, f"{line['share']:.2f}", "ok" if line["within"] else "FAILED"])
+            name = ""
+    header = ["spec", "", *RUNGS.values(), "XLA reference", "share", "policy"]
+    return f"{_header(record)}\n\n{report.table(header, rows, left=2)}\n\n{_summary(record)}"
+
+
+def _shown(lines: list[dict]) -> list[dict]:
+    always = [line for line in lines if line["name"] in ("y", "dx")]
+    others = [line for line in lines if line["name"] not in ("y", "dx")]
+    return always + sorted(others, key=lambda line: line["share"])[-1:]
+
+
+def _header(record: dict) -> str:
+    policy, lines = record["policy"], sum(len(entry["lines"]) for entry in record["specs"])
+    return "\n".join(
+        [
+            ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+            "timestep_norm on CPU against the float64 oracle: relative RMS / largest error, both over its RMS.",
+            "interpreted: the kernels run by Pallas' interpreter; executed IR: their lowered Triton IR run on CPU.",
+            f"Policy: each error of a kernel is at most {policy['factor']:g} (gradients {policy['gradient_factor']:g}) "
+            f"times that of the XLA reference, or {policy['floor_eps']:g} rounding units.",
+            f"share: the largest part of that which a kernel uses. Of {lines} outputs and gradients y, dx and the one "
+            "other with the",
+            "largest share of each spec are shown; --json FILE writes all.",
+        ]
+    )
+
+
+def _summary(record: dict) -> str:
+    every = [(entry["spec"], line) for entry in record["specs"] for line in entry["lines"]]
+    failures = [f"{spec}: {line['name']} ({line['share']:.2f})" for spec, line in every if not line["within"]]
+    if failures:
+        return "\n  ".join(["Parity: FAILED (share of what is allowed)", *failures])
+    worst = max((line["share"], spec, line["name"]) for spec, line in every)
+    return f"Parity: passed, {len(every)} outputs and gradients, largest share {worst[0]:.2f} ({worst[1]}: {worst[2]})"
