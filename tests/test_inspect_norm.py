@@ -1,16 +1,20 @@
 """What the TimestepNorm kernels compile to, without a GPU: the static figures that they are held to.
 
-Everyday: the headline problem on the H100. `pytest -m all_targets`: every preset on every architecture.
+Everyday: the headline problem on the H100. `pytest -m all_targets`: every preset on every architecture, and every spec
+on the H100.
 """
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from bench import norm_programs
+from bench import norm_programs, parity
 from bench.figures import figures, main_loop
 from bench.inspect import TARGETS, compile_program, tools
 from bench.programs import MODES
 from bench.static_targets import verdicts
-from pallas_kernels.timestep_norm.specs import HEADLINE, PRESETS
+from pallas_kernels import use_tiles
+from pallas_kernels.timestep_norm.specs import HEADLINE, PARITY, PRESETS
 
 pytestmark = pytest.mark.skipif(tools.missing() is not None, reason=str(tools.missing()))
 
@@ -111,6 +115,18 @@ def test_presets_compile_without_spills(target, spec):
             assert kernel.spill_bytes == kernel.stack_bytes == 0
             assert kernel.blocks >= 1
             assert kernel.fused_multiply_adds == kernel.tensor_instructions == 0
+
+
+@pytest.mark.all_targets
+@pytest.mark.parametrize("spec", PARITY, ids=str)
+def test_what_parity_runs_compiles_too(spec):
+    cell = jax.ShapeDtypeStruct((spec.batch, spec.groups), jnp.float32)
+    tiles = {} if spec.tiles is None else dict.fromkeys(("timestep_norm_forward", "timestep_norm_backward"), spec.tiles)
+    with use_tiles(**tiles):
+        program = parity.program(spec, "triton")
+        compiled = compile_program(program, {**spec.arrays(), "dmean": cell, "dvar": cell}, kernels="pallas")
+    assert {"timestep_norm_forward", "timestep_norm_backward"} <= set(compiled.pallas_kernels)
+    assert all(kernel.spill_bytes == 0 for kernel in compiled.kernels.values())
 
 
 @pytest.mark.all_targets
