@@ -93,7 +93,8 @@ class Launch:
 
     def __str__(self) -> str:
         t = self.tiles
-        shape = f"{t.block_length} tokens, {t.num_chunks} chunk{'s' * (t.num_chunks > 1)}, {t.num_warps} warps"
+        counts = ((t.block_length, "token"), (t.num_chunks, "chunk"), (t.num_warps, "warp"))
+        shape = ", ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in counts)
         return f"{self.kernel}: {shape} ({self.source})"
 
 

@@ -288,7 +288,10 @@ def test_doctor_needs_only_the_base_dependencies(tmp_path):
         [sys.executable, "-W", "error", "-m", "megalodon_jax", "doctor"],
         capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
-    assert (result.returncode, result.stderr) == (0, "")
+    # What the CUDA plugin (extra `inspect`) itself writes where there is no driver.
+    noise = ("absl::InitializeLog()", "Could not find cuda drivers")
+    lines = [line for line in result.stderr.splitlines() if not any(part in line for part in noise)]
+    assert (result.returncode, lines) == (0, [])
     for expected in (
         "equinox",
         "cpu:0",

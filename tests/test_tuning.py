@@ -34,7 +34,7 @@ def test_heuristic_then_cache_then_override():
         assert (forward_launch().tiles, forward_launch().source) == (TUNED, "tuning cache")
         with use_tiles(timestep_norm_forward=Tiles(32, 1, 1)):
             assert (forward_launch().tiles, forward_launch().source) == (Tiles(32, 1, 1), "override")
-            assert "32 tokens, 1 chunk, 1 warps (override)" in str(forward_launch())
+            assert "32 tokens, 1 chunk, 1 warp (override)" in str(forward_launch())
     other = (FORWARD, "sm_80", SHAPE, TUNED)
     with settings.settings_context(settings.Settings(tuned=(other,))):
         assert forward_launch().source == "heuristic"
