@@ -53,6 +53,8 @@ def inputs(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
         x = np.full_like(x, 3.0)
     elif spec.data == "drift":
         x = x + np.linspace(0.0, 50.0, L)[None, :, None]
+    elif spec.data == "outlier":
+        x[:, 2 * L // 3] *= 1e5
     found["x"] = x.astype(spec.dtype)
     if spec.mask:
         found["mask"] = r.random((B, L)) > 0.3

@@ -66,7 +66,8 @@ class Op:
         self.check(*args, **kwargs)
         chosen = self.choose(implementation, *args, **kwargs)
         settings = _settings.current()
-        portable = implementation is None and settings.override(self.name) is None
+        asked = settings.override(self.name) if implementation is None else implementation
+        portable = asked is None or (isinstance(asked, tuple) and "xla" in asked[asked.index(chosen.name) :])
         return chosen.run(chosen.plan(settings, portable, *args, **kwargs), *args, **kwargs)
 
     def refusals(self, *args, **kwargs) -> dict[str, str | None]:

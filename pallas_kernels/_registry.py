@@ -1,15 +1,11 @@
-"""The three ops, keyed by their public function, and the names of their kernels."""
+"""The three ops, keyed by their public function."""
 
 from pallas_kernels.chunked_attention import api as attention
 from pallas_kernels.complex_ema import api as ema
 from pallas_kernels.timestep_norm import api as norm
-from pallas_kernels.timestep_norm.launch import BACKWARD, FORWARD
 
 OPS = {
     ema.complex_ema: ema.OP,
     norm.timestep_norm: norm.OP,
     attention.chunked_attention: attention.OP,
 }
-
-# Every kernel that `use_tiles` and the tuning cache can name.
-KERNELS = (FORWARD, BACKWARD)

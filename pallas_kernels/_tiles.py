@@ -75,9 +75,9 @@ class Tiles:
     def __post_init__(self):
         for field in ("block_length", "num_warps"):
             value = getattr(self, field)
-            if not isinstance(value, int) or value < 1 or value & (value - 1):
+            if type(value) is not int or value < 1 or value & (value - 1):
                 raise ValueError(f"Tiles: {field} must be a power of two, got {value!r}.")
-        if not isinstance(self.num_chunks, int) or self.num_chunks < 1:
+        if type(self.num_chunks) is not int or self.num_chunks < 1:
             raise ValueError(f"Tiles: num_chunks must be a positive int, got {self.num_chunks!r}.")
         if self.num_warps > 16:
             raise ValueError(f"Tiles: num_warps must be at most 16, got {self.num_warps}.")

@@ -47,18 +47,24 @@ def read_cache(file: Path) -> tuple[Entry, ...]:
         text = file.read_text()
     except FileNotFoundError:
         return ()
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not a tuning cache: it cannot be read: {error}. Delete it.") from error
     try:
         data = json.loads(text)
         if data["version"] != VERSION:
             raise ValueError(f"version {data['version']!r}, this is version {VERSION}")
-        return tuple(
-            (str(e["kernel"]), str(e["target"]), tuple(sorted(e["shape"].items())), Tiles(**e["tiles"]))
-            for e in data["entries"]
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return tuple(map(_entry, data["entries"]))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is not a tuning cache: {type(error).__name__}: {error}. Delete it.") from error
+
+
+def _entry(entry: dict) -> Entry:
+    kernel, target, shape = entry["kernel"], entry["target"], entry["shape"]
+    if kernel not in _settings.KERNELS or target not in _settings.TARGETS:
+        raise ValueError(f"unknown kernel or target: {kernel!r}, {target!r}")
+    if not all(type(value) in (int, str) for value in shape.values()):
+        raise ValueError(f"sizes must be numbers or names, got {shape!r}")
+    return kernel, target, tuple(sorted(shape.items())), Tiles(**entry["tiles"])
 
 
 def write_cache(file: Path, entries: tuple[Entry, ...]) -> None:
@@ -80,21 +86,31 @@ def load_cache() -> None:
     """Put the tuning cache into the settings; called once at import."""
     try:
         entries = read_cache(cache_file())
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: no home directory
         logger.warning("ignoring the tuning cache: %s", error)
         return
     _settings.set_default(replace(_settings.current(), tuned=entries))
 
 
-def choose(kernel: str, target: str, shape: Mapping[str, int | str], heuristic: Tiles) -> tuple[Tiles, str]:
-    """The tiles of one kernel and where they came from."""
+def choose(
+    kernel: str, target: str, shape: Mapping[str, int | str], heuristic: Tiles, longest: int
+) -> tuple[Tiles, str]:
+    """The tiles of one kernel and where they came from; `longest` is the most tokens that a tile can hold.
+
+    Raises:
+        ValueError: an override with longer tiles; a tuning cache with such is passed over.
+    """
     settings = _settings.current()
     for name, tiles in settings.tiles:
         if name == kernel:
+            if tiles.block_length > longest:
+                raise ValueError(
+                    f"{kernel}: tiles of {tiles.block_length} tokens are too long here; at most {longest}."
+                )
             return tiles, "override"
     key = (kernel, target, tuple(sorted(shape.items())))
     for *entry, tiles in settings.tuned:
-        if tuple(entry) == key:
+        if tuple(entry) == key and tiles.block_length <= longest:
             return tiles, "tuning cache"
     return heuristic, "heuristic"
 
@@ -107,11 +123,9 @@ def use_tiles(**kernels: Tiles) -> Iterator[None]:
         ValueError: no kernel of that name.
         TypeError: not a `Tiles`.
     """
-    from pallas_kernels._registry import KERNELS
-
     for kernel, tiles in kernels.items():
-        if kernel not in KERNELS:
-            raise ValueError(f"use_tiles: unknown kernel {kernel!r}; the kernels are {', '.join(KERNELS)}.")
+        if kernel not in _settings.KERNELS:
+            raise ValueError(f"use_tiles: unknown kernel {kernel!r}; the kernels are {', '.join(_settings.KERNELS)}.")
         if not isinstance(tiles, Tiles):
             raise TypeError(f"use_tiles: {kernel} must be a Tiles, got {type(tiles).__name__}.")
     settings = _settings.current()

@@ -58,6 +58,8 @@ def timestep_norm(
     valid = valid_tokens(mask, segment_ids)
     count, mean, var = _cumulative(grouped, state, valid, segment_ids, statistics)
 
+    if statistics == "all_features" and valid is not None:  # what gives 0 has no gradient, whatever it is
+        grouped = jnp.where(valid[..., None, None], grouped, 0.0)
     y = (grouped - mean[..., None]) * lax.rsqrt(var + eps)[..., None]
     y = y.reshape(batch, length, features)
     if weight is not None:
@@ -81,7 +83,7 @@ def _cumulative(grouped, state: State, valid, segment_ids, statistics: Statistic
     batch, length, groups, _ = grouped.shape
     seen = jnp.ones((batch, length), bool) if valid is None else valid
     resets = jnp.zeros((batch, length), bool) if segment_ids is None else state_resets(segment_ids)
-    features = jnp.where(seen[..., None, None], grouped, 0.0)  # masked values may be anything, NaN included
+    features = jnp.where(seen[..., None, None], grouped, 0.0)  # here masked values may be anything
     u = jnp.mean(features, axis=-1)
     within = jnp.mean(jnp.square(features - u[..., None]), axis=-1)
     count = seen.astype(jnp.int32)

@@ -7,7 +7,8 @@ Compilation is nearly all of the suite's time, so the compiler's optimiser is of
 import os
 import sys
 
-if "cuda" not in sys.argv:  # pytest -m cuda checks optimised programs
+# `pytest -m cuda` runs on the GPU, optimised. Workers of pytest-xdist inherit what the main process decided.
+if "PYTEST_XDIST_WORKER" not in os.environ and not any("cuda" in argument for argument in sys.argv):
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with the wheels of the extra `inspect`, jax would look for a GPU
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -21,7 +22,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("cuda") and jax.default_backend() != "gpu":
-        pytest.skip("needs an NVIDIA GPU")  # skipped from here, they make one line of the summary
+        pytest.skip("needs an NVIDIA GPU, and pytest -m cuda")  # skipped from here, they make one line of the summary
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ The faults are put into the TimestepNorm kernels themselves. `interpreted` is a 
 `executed` the same test on the lowered IR, where memory is watched.
 """
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -77,6 +78,14 @@ def parity_holds(spec, rung: str) -> None:
         assert within(line), line.name
 
 
+@pytest.fixture
+def uncached():
+    """Nothing traced with a fault in it is found by another test."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("uncached")
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_fault_is_caught(name, monkeypatch):
     seed, spec_name, interpreted, executed = FAULTS[name]
@@ -84,6 +93,7 @@ def test_every_fault_is_caught(name, monkeypatch):
     for rung in ("triton_interpret", "lowered"):
         parity_holds(spec, rung)
     seed(monkeypatch)
+    jax.clear_caches()
     if interpreted:
         with pytest.raises(AssertionError):
             parity_holds(spec, "triton_interpret")

@@ -120,6 +120,29 @@ def test_shard_map_without_vma_checks(kwargs):
     assert_close("dx", sharded(kernel_energy), sharded(plain_energy))
 
 
+@pytest.mark.parametrize("implementation", [None, "triton"])
+def test_shard_map_for_a_gpu_that_is_not_there(implementation):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    f = partial(norm, implementation=implementation)
+    sharded = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False))
+    with compile_for("sm_90"):
+        if implementation is None:  # on CPU the reference runs
+            assert_close("y", sharded(X), plain(X))
+        else:
+            assert jax.eval_shape(sharded, X).shape == X.shape
+
+
+def test_a_second_eager_call_traces_nothing(monkeypatch):
+    kernel(X), jax.grad(kernel_energy)(X)
+    monkeypatch.setattr("pallas_kernels._backends.triton.pl.pallas_call", None)  # would be called by a trace
+    kernel(X + 1), jax.grad(kernel_energy)(X + 1)
+
+
+def test_a_tuple_that_ends_in_the_reference_runs_anywhere():
+    with compile_for("sm_90"):
+        assert_close("y", norm(X, implementation=("triton", "xla")), plain(X))
+
+
 def test_shard_map_with_vma_checks_is_refused_with_the_way_out():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 

@@ -65,6 +65,50 @@ def test_documents_never_touch(statistics, chunks):
                     assert not np.array_equal(before[0], after[0])
 
 
+@pytest.mark.parametrize("statistics", ["token_mean", "all_features"])
+@pytest.mark.parametrize("rung", ["interpreted", "lowered"])
+def test_no_token_depends_on_a_later_one(statistics, rung):
+    """Bit for bit, in one tile, over several and over chunks; also where the later ones are no numbers."""
+    x = jnp.asarray(cases.normal(cases.rng(5), 1, 40, 6))
+
+    def f(x, implementation):
+        return timestep_norm(x, num_groups=2, statistics=statistics, implementation=implementation)
+
+    def run(x):
+        if rung == "interpreted":
+            return np.asarray(f(x, "triton_interpret"))
+        return np.asarray(execute(lambda x: f(x, "triton"), x)[0])
+
+    for tiles in (Tiles(64, 1, 1), Tiles(16, 1, 1), Tiles(8, 3, 1)):
+        with use_tiles(timestep_norm_forward=tiles):
+            before = run(x)
+            for t in (5, 27):
+                for later in (jnp.nan, 1e8):
+                    after = run(x.at[:, t:].set(later))
+                    np.testing.assert_array_equal(after[:, :t], before[:, :t])
+                    assert not np.array_equal(after, before)
+
+
+def test_masked_values_may_be_anything_where_they_give_nothing():
+    x = jnp.asarray(cases.normal(cases.rng(6), 2, 30, 6))
+    mask = jnp.asarray(cases.rng(7).random((2, 30)) > 0.3)
+    weight = jnp.ones(6)
+
+    def gradients(x, implementation):
+        def loss(x, weight):
+            y = timestep_norm(
+                x, weight, num_groups=2, mask=mask, statistics="all_features", implementation=implementation
+            )
+            return jnp.sum(jnp.sin(y))
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, weight)
+
+    for implementation in ("triton_interpret", "xla"):
+        clean, poisoned = (gradients(jnp.where(mask[..., None], x, bad), implementation) for bad in (0.0, jnp.nan))
+        for value, expected in zip(poisoned, clean, strict=True):
+            np.testing.assert_array_equal(value, expected)
+
+
 @pytest.mark.parametrize("tiles", [Tiles(32, 1, 1), Tiles(8, 2, 1), Tiles(8, 9, 1), Tiles(128, 4, 1)])
 def test_every_launch_shape_gives_the_same(tiles):
     r = cases.rng(3)

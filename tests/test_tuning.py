@@ -61,6 +61,11 @@ BAD = {
     "no entries": json.dumps({"version": 1}),
     "tiles": json.dumps(valid()).replace('"block_length": 64', '"block_length": 63'),
     "unknown field": json.dumps(valid()).replace("num_warps", "warps"),
+    "sizes": json.dumps(valid()).replace('"batch": 8', '"batch": [8]'),
+    "unknown kernel": json.dumps(valid()).replace(FORWARD, "fast_norm"),
+    "unknown target": json.dumps(valid()).replace("sm_90", "sm_91"),
+    "true": json.dumps(valid()).replace('"num_chunks": 1', '"num_chunks": true'),
+    "nested": "[" * 100_000,
     "no shape": json.dumps(valid()).replace('"shape"', '"form"'),
 }
 
@@ -123,3 +128,22 @@ def test_use_tiles_wants_a_known_kernel_and_tiles():
         pass
     with pytest.raises(TypeError, match="must be a Tiles"), use_tiles(timestep_norm_forward={"block_length": 4}):
         pass
+
+
+def test_tiles_that_are_too_long_for_the_problem():
+    long = Tiles(2**20, 1, 4)
+    with use_tiles(timestep_norm_forward=long), pytest.raises(ValueError, match="at most 2048"):
+        forward_launch()
+    with settings.settings_context(settings.Settings(tuned=((FORWARD, "sm_90", SHAPE, long),))):
+        assert forward_launch().source == "heuristic"
+
+
+def test_no_home_directory_is_no_reason_to_fail(monkeypatch, caplog):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("PALLAS_KERNELS_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tuning.Path, "home", nowhere)
+    tuning.load_cache()
+    assert "home directory" in caplog.text

@@ -84,10 +84,14 @@ def _abstract_device(plan: Plan):
     version = tuple(map(int, re.findall(r"\d+", jax.__version__)[:2]))
     if plan.target is None or plan.interpret or version < (0, 11):
         return contextlib.nullcontext()
-    from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+    from jax.sharding import AbstractDevice, AbstractMesh, get_abstract_mesh, use_abstract_mesh
 
     device = AbstractDevice(device_kind=Architecture.of(plan.target).device_kind, num_cores=None, platform="cuda")
-    return use_abstract_mesh(AbstractMesh((1,), ("_",), abstract_device=device))
+    mesh = get_abstract_mesh()
+    if mesh.empty:
+        return use_abstract_mesh(AbstractMesh((1,), ("_",), abstract_device=device))
+    same = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=mesh.axis_types, abstract_device=device)
+    return use_abstract_mesh(same)
 
 
 def load(ref, index, mask=None):

@@ -49,16 +49,16 @@ def backward(
     outputs = {
         "dx": _like(arrays.x),
         "dweight": None if arrays.weight is None else feature, "dbias": None if arrays.bias is None else feature,
-        "first_centre": first, "first_a": first, "first_b": first, "empty_mean": empty, "empty_var": empty,
+        "first_a": first, "first_b": first, "empty_mean": empty, "empty_var": empty,
     }  # fmt: skip
-    totals = {"total_centre": F32, "total_a": F32, "total_b": F32}
+    totals = {"total_a": F32, "total_b": F32}
     done = _run(triton_backward, BACKWARD, plan, problem, inputs, outputs, totals)
 
     dweight, dbias = (None if part is None else jnp.sum(part, axis=(0, 1)) for part in (done.dweight, done.dbias))
     if n is None:
         return Arrays(done.dx, dweight, dbias, None, None)
-    centre, a, b = (part[:, 0] for part in (done.first_centre, done.first_a, done.first_b))
-    dmean = n[:, None].astype(F32) * (a + 2.0 * (arrays.mean - centre) * b)
+    a, b = done.first_a[:, 0], done.first_b[:, 0]  # A is about the mean at the first token
+    dmean = n[:, None].astype(F32) * (a + 2.0 * (arrays.mean - token_mean[:, :, 0]) * b)
     dvar = _prior_weight(n, problem) * b
     if empty is not None:
         dmean, dvar = dmean + jnp.sum(done.empty_mean, axis=1), dvar + jnp.sum(done.empty_var, axis=1)

@@ -8,25 +8,28 @@ features of the group, k[t] in {0, 1} the tokens that count and (n0, mean0, M2_0
     M2[t]   = M2_0 + sum_{s<=t} k[s] ((u[s] - mean[s-1])^2 (n[s] - 1) / n[s] + within[s])
     var[t]  = M2[t] / max(n[t], 1)                          y[t] = (x[t] - mean[t]) rsqrt(max(var, floor) + eps)
 
-The shift c is mean0, or the tile's mean if n0 = 0, cut to a few bits: the sums stay small and x - c is exact. M2 adds
-non-negative terms only. So nothing cancels at a large mean. M2_0 holds the prior: max(n0, 1) v0 under
-"token_mean", n0 v0 under "all_features", whose within[t] = mean_j (x[t, j] - u[t])^2 is 0 under "token_mean".
+The shift c is mean0, or u at the first token that counts if n0 = 0, cut to a few bits: the sums stay small and x - c is
+exact. M2 adds non-negative terms only. So nothing cancels at a large mean, and no token depends on a later one. M2_0
+holds the prior: max(n0, 1) v0 under "token_mean", n0 v0 under "all_features". within[t] = mean_j (x[t, j] - u[t])^2;
+under "token_mean" it is 0.
 
 Backward, with r[t] = rsqrt(max(var, floor) + eps), d = x - mean and dz = dy (1 + weight):
 
     dm[t] = -r sum_j dz        dv[t] = -r^3/2 sum_j dz d          (+ cotangents of the returned state)
-    A[t]  = sum_{s>=t} (dm[s] - 2 (mean[s] - c) dv[s]) / n[s]     B[t] = sum_{s>=t} dv[s] / n[s]
-    dx[t, j] = dz r + k[t]/S (A[t] + 2 (xi - c) B[t]),            xi = u[t] or, under "all_features", x[t, j]
+    B[t]  = sum_{s>=t} dv[s] / n[s]
+    A[t]  = sum_{s>=t} (dm[s] + 2 (mean[t] - mean[s]) dv[s]) / n[s]
+          = A[t+1] + 2 (mean[t] - mean[t+1]) B[t+1] + dm[t] / n[t]
+    dx[t, j] = dz r + k[t]/S (A[t] + 2 (xi - mean[t]) B[t]),      xi = u[t] or, under "all_features", x[t, j]
 
-for any constant c; moving it to c' moves A by 2 (c' - c) B, so c follows the mean and nothing cancels. The sums run
-back in time: a tile of the backward holds its tokens last to first.
+A is about each token's own mean: only differences of neighbouring means enter, and nothing cancels when the mean jumps.
+The sums run back in time: a tile of the backward holds its tokens last to first.
 
 Chunks of a sequence that are walked side by side start from the totals of the others, each walked with nothing before
 it: for the forward n, mean and M2 of the chunks before,
 
     n = sum n'        mean = sum n' mean' / n        M2 = sum M2' + n' (mean' - mean)^2
 
-and for the backward A and B of the chunks after, A = sum A' + 2 (c - c') B'.
+and for the backward A and B of the chunks after, A = sum A' + 2 (mean - mean') B'.
 
 Documents: a tile that holds several runs is walked run by run, with the terms of the other runs replaced by 0 before
 they are summed. No prefix is ever subtracted, so no bit of one document reaches another.
@@ -64,9 +67,8 @@ class Statistics(NamedTuple):
 
 
 class After(NamedTuple):
-    """The sums A (about c = centre) and B of everything after a tile, within the document."""
+    """The sums A and B at the token after a tile, if it is of the same document, else 0."""
 
-    centre: Scalar
     a: Scalar
     b: Scalar
 
@@ -119,7 +121,9 @@ def advance(
         statistics: "token_mean" or "all_features".
     """
     token_mean = lambda tile: only(valid, jnp.sum(only(inside, tile), axis=1) * (1.0 / size))  # noqa: E731
-    first = lambda: jnp.sum(token_mean(x)) / _as_float(seen)  # noqa: E731
+    # Of the first token that counts alone: no token may depend on a later one, be it by a rounding.
+    opening = counts == 1 if valid is None else valid & (counts == 1)
+    first = lambda: jnp.sum(only(opening, token_mean(x)))  # noqa: E731
     shift = _few_bits(lax.cond(before.n > 0, lambda: before.mean, first))
     deviation = x - shift
     u = token_mean(deviation)
@@ -142,30 +146,24 @@ def advance(
 
 
 def retreat(
-    dm: Tokens, dv: Tokens, n: Int32[Array, " T"], mean: Tokens, here: Mask | None, centre: Scalar, after: After
+    dm: Tokens, dv: Tokens, n: Int32[Array, " T"], change: Tokens, here: Mask | None, after: After
 ) -> tuple[Tokens, Tokens, After]:
-    """A about each token's own mean, and B, for one document in a tile held last to first; and both before the tile.
+    """A and B at each token of one document in a tile held last to first; and at its first token.
 
     Args:
         dm: gradient of the mean at each token.
         dv: gradient of the variance at each token.
         n: count at each token.
-        mean: mean at each token.
+        change: mean at each token minus that at the next one in time, 0 at the document's last.
         here: tokens of this document, None if all are.
-        centre: c, a value near the means of the tile.
         after: what came after.
     """
     counted = n > 0 if here is None else here & (n > 0)
     inverse = 1.0 / _as_float(n)
-    a = only(counted, (dm - 2.0 * (mean - centre) * dv) * inverse)
     b = only(counted, dv * inverse)
-    a_after = after.a + 2.0 * (centre - after.centre) * after.b
-    a_sum, b_sum = a_after + jnp.cumsum(a), after.b + jnp.cumsum(b)
-    return (
-        a_sum + 2.0 * (mean - centre) * b_sum,
-        b_sum,
-        After(centre, a_after + jnp.sum(a), after.b + jnp.sum(b)),
-    )
+    b_sum = after.b + jnp.cumsum(b)
+    a = only(counted, dm * inverse) + only(here, 2.0 * change * (b_sum - b))
+    return after.a + jnp.cumsum(a), b_sum, After(after.a + jnp.sum(a), after.b + jnp.sum(b))
 
 
 def join_before(
@@ -182,9 +180,9 @@ def join_before(
     return Before(count, joined, state.m2 + jnp.sum(only(member, m2)) + spread)
 
 
-def join_after(centre: Tokens, a: Tokens, b: Tokens, member: Mask, near: Scalar) -> After:
-    """Merge the totals of the member chunks about the common centre `near`."""
-    return After(near, jnp.sum(only(member, a + 2.0 * (near - centre) * b)), jnp.sum(only(member, b)))
+def join_after(mean: Tokens, a: Tokens, b: Tokens, member: Mask, near: Scalar) -> After:
+    """Merge the totals of the member chunks, with the means at their first tokens, about the mean `near`."""
+    return After(jnp.sum(only(member, a + 2.0 * (near - mean) * b)), jnp.sum(only(member, b)))
 
 
 def first_and_last(runs: Int32[Array, " T"]) -> tuple[Int32[Array, ""], Int32[Array, ""]]:

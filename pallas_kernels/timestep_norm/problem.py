@@ -90,11 +90,6 @@ class Cursor:
         t = self.start + tile * self.block + step
         return t, (t < self.stop) if self.ragged else None
 
-    def latest(self, tile):
-        """The last token of a tile."""
-        number = self.tiles - tile if self.reverse else tile + 1
-        return jnp.minimum(self.start + number * self.block, self.stop) - 1
-
     def spread(self, tokens):
         """[T] -> [T, S], None staying None."""
         shape = (self.block, self.problem.lanes)

@@ -14,7 +14,8 @@ class Spec:
     """One problem.
 
     Attributes:
-        data: "normal", "offset" (mean 1000, deviation 0.1), "constant", "drift" (50 deviations over the sequence).
+        data: "normal", "offset" (mean 1000, deviation 0.1), "constant", "drift" (50 deviations over the sequence),
+            "outlier" (one token of 1e5 deviations).
         tiles: launch shape in place of the heuristic's, so that a short sequence has several tiles and chunks.
     """
 
@@ -78,6 +79,11 @@ PARITY = (
     Spec("mean 1000, std 0.1, all features", 1, 700, 32, 2, data="offset", statistics="all_features"),
     Spec("constant", 1, 100, 8, 2, data="constant", state=True, tiles=_ONE),
     Spec("drift", 1, 2048, 8, 2, data="drift"),
+    Spec("outlier", 2, 256, 64, 2, data="outlier"),
+    Spec("outlier, chunks", 2, 256, 64, 2, data="outlier", tiles=_MANY),
+    Spec("shipped bfloat16 tiles", 4, 520, 64, 2, dtype=_BF16, data="drift"),
+    Spec("shipped bfloat16 tiles, packed", 2, 520, 64, 2, dtype=_BF16, mask=True, segments=True, state=True),
+    Spec("wide group", 1, 20, 3000, 1),
 )
 
 # One figure for the length: too long for the interpreters' everyday run.

@@ -13,6 +13,7 @@ from pallas_kernels.timestep_norm.launch import BACKWARD, FORWARD
 MAX_LANES = 4096
 _LONGEST, _MIN_CHUNK_TILES = 256, 2
 _ELEMENTS, _ELEMENTS_PER_WARP = 4096, 1024  # of a tile
+_MAX_ELEMENTS = 16 * _ELEMENTS
 _PARAMETER_ROWS = 3
 
 
@@ -35,7 +36,10 @@ def launches(gpu: Architecture, x, *args, num_groups: int, statistics: str = "to
     # "all_features" squares every deviation once more: with long tiles two programs would not fit a multiprocessor.
     forward = 2 * _ELEMENTS if statistics == "token_mean" and x.dtype.itemsize == 2 else _ELEMENTS
     return tuple(
-        Launch(name, *choose(name, gpu.name, shape, _heuristic(length, lanes, programs, elements, gpu)))
+        Launch(
+            name,
+            *choose(name, gpu.name, shape, _heuristic(length, lanes, programs, elements, gpu), _MAX_ELEMENTS // lanes),
+        )
         for name, elements in ((FORWARD, forward), (BACKWARD, _ELEMENTS))
     )
 

@@ -17,10 +17,10 @@ def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles, *, totals: b
 
     Inputs: x, dy; weight, valid, runs (or None); n [B, L], or if every token counts [B], before the first (or None: 0);
     token_mean, token_var [B, G, L]; dmean, dvar [B, G] of the returned state and the token `last` [B] it belongs to
-    (or None); with several chunks their total_centre, total_a, total_b [B, C, G].
-    Outputs: dx; dweight, dbias [B, C, D] (or None); first_centre, first_a, first_b [B, C, G] (or None) at the chunk's
-    first token; empty_mean, empty_var [B, C, G] (or None), the gradients of mean and variance where nothing has counted
-    yet; in totals form total_centre, total_a, total_b.
+    (or None); with several chunks their total_a, total_b [B, C, G].
+    Outputs: dx; dweight, dbias [B, C, D] (or None); first_a, first_b [B, C, G] (or None) at the chunk's first token;
+    empty_mean, empty_var [B, C, G] (or None), the gradients of mean and variance where nothing has counted yet; in
+    totals form total_a, total_b.
     """
     at = Cursor(problem, tiles, reverse=True)
     weight = at.parameter(refs.weight)
@@ -46,6 +46,8 @@ def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles, *, totals: b
             dy = only(at.spread(valid), dy)
         rstd = math.inverse_std(var, problem.eps, problem.statistics)
         deviation = x - mean[:, None]
+        if problem.statistics == "all_features":  # what gives 0 has no gradient, whatever it is
+            deviation = only(at.spread(valid), deviation)
         dz = dy if weight is None else dy * (1.0 + weight)[None, :]
         dm = -rstd * jnp.sum(dz, axis=1)
         dv = -0.5 * rstd * rstd * rstd * jnp.sum(dz * deviation, axis=1)
@@ -55,11 +57,12 @@ def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles, *, totals: b
             dv += jnp.where(returned, load(refs.dvar, (at.row, at.group)), 0.0)
         if problem.statistics == "token_mean":
             dv = jnp.where(var < math.VARIANCE_FLOOR, 0.0, dv)
+        has_next = t + 1 < problem.length
+        change = only(has_next, mean - load(refs.token_mean, (at.row, at.group, t + 1), has_next))
         if runs is None:
-            latest = load(refs.token_mean, (at.row, at.group, at.latest(tile)))
-            a, b, after = math.retreat(dm, dv, n, mean, exists, latest, after)
+            a, b, after = math.retreat(dm, dv, n, change, exists, after)
         else:
-            a, b, after, run = _retreat_runs(dm, dv, n, mean, t, runs, after, run)
+            a, b, after, run = _retreat_runs(dm, dv, n, change, t, runs, after, run)
         if refs.empty_mean is not None:
             nothing = n == 0 if exists is None else exists & (n == 0)
             nothing = nothing if runs is None else nothing & (runs == 0)
@@ -74,11 +77,11 @@ def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles, *, totals: b
         return after, run, sums, empty, following
 
     zero, features = jnp.float32(0.0), jnp.zeros((problem.lanes,), jnp.float32)
-    after = After(zero, zero, zero) if refs.total_a is None or totals else _start(refs, at, run)
+    after = After(zero, zero) if refs.total_a is None or totals else _start(refs, at, run)
     start = (after, run, (features, features), (zero, zero), load_pair(0))
     after, _, sums, empty, _ = lax.fori_loop(0, at.tiles, step, start)
-    first = (refs.first_centre, refs.first_a, refs.first_b)
-    for ref, value in zip((refs.total_centre, refs.total_a, refs.total_b) if totals else first, after, strict=True):
+    first = (refs.first_a, refs.first_b)
+    for ref, value in zip((refs.total_a, refs.total_b) if totals else first, after, strict=True):
         if ref is not None:
             store(ref, at.cell, value)
     for ref, value in zip((refs.dweight, refs.dbias), sums, strict=True):
@@ -95,10 +98,10 @@ def _start(refs: SimpleNamespace, at: Cursor, run) -> After:
     member = exists & (number > at.chunk)
     if refs.runs is not None:
         member = member & (load(refs.runs, (at.row, number * at.chunk_length), exists) == run)
-    cells = (at.row, number, at.group)
-    centre, a, b = (load(ref, cells, exists) for ref in (refs.total_centre, refs.total_a, refs.total_b))
-    near = jnp.sum(jnp.where(number == at.chunk + 1, centre, 0.0))
-    return math.join_after(centre, a, b, member, near)
+    a, b = (load(ref, (at.row, number, at.group), exists) for ref in (refs.total_a, refs.total_b))
+    mean = load(refs.token_mean, (at.row, at.group, number * at.chunk_length), exists)
+    near = jnp.sum(jnp.where(number == at.chunk + 1, mean, 0.0))
+    return math.join_after(mean, a, b, member, near)
 
 
 def _dx(own, deviation, a, b, valid, at: Cursor):
@@ -110,7 +113,7 @@ def _dx(own, deviation, a, b, valid, at: Cursor):
     return own + only(at.spread(valid), (a[:, None] + 2.0 * deviation * b[:, None]) * scale)
 
 
-def _retreat_runs(dm, dv, n, mean, t, runs, after: After, run):
+def _retreat_runs(dm, dv, n, change, t, runs, after: After, run):
     """Several documents, the last one first."""
     first, last = math.first_and_last(runs)
 
@@ -118,13 +121,12 @@ def _retreat_runs(dm, dv, n, mean, t, runs, after: After, run):
         after, run, a, b = carry
         number = last - step
         mine = runs == number
-        end = jnp.max(jnp.where(mine, t, -1))
-        centre = jnp.sum(jnp.where(t == end, mean, 0.0))
-        nothing = After(centre, jnp.float32(0.0), jnp.float32(0.0))
-        after = After(*(jnp.where(number == run, old, new) for old, new in zip(after, nothing, strict=True)))
-        new_a, new_b, after = math.retreat(dm, dv, n, mean, mine, centre, after)
+        goes_on = number == run  # after the tile
+        after = After(*(jnp.where(goes_on, old, 0.0) for old in after))
+        within = goes_on | (t != jnp.max(jnp.where(mine, t, -1)))
+        new_a, new_b, after = math.retreat(dm, dv, n, only(within, change), mine, after)
         return after, number, jnp.where(mine, new_a, a), jnp.where(mine, new_b, b)
 
-    zeros = jnp.zeros_like(mean)
+    zeros = jnp.zeros_like(dm)
     after, run, a, b = lax.fori_loop(0, last - first + 1, one, (after, run, zeros, zeros))
     return a, b, after, run

@@ -60,7 +60,7 @@ def timestep_norm(
     count, mean, var = (None, None, None) if state is None else state
     integers = Integers(count, mask, segment_ids)
     with explain_forward_mode("timestep_norm"):
-        y, end = _differentiable(call, Arrays(x, weight, bias, mean, var), integers)
+        y, end = _compiled(call, Arrays(x, weight, bias, mean, var), integers)
     return (y, (_end_count(call.problem, integers), *end)) if return_state else y
 
 
@@ -84,6 +84,7 @@ def _backward(call: Call, residuals: Residuals, cotangents):
 
 _differentiable = jax.custom_vjp(_norm, nondiff_argnums=(0,))
 _differentiable.defvjp(_forward, _backward)
+_compiled = jax.jit(_differentiable, static_argnums=(0,))  # so that eager calls are traced once
 
 
 def _by_platform(call: Call, kernel, other, *arrays):
