@@ -20,7 +20,7 @@ from pallas_kernels import compile_for
 CUSTOM_CALL = "__gpu$xla.gpu.triton"
 COMPILED_CUSTOM_CALL = "triton_kernel_call_ffi"  # jax with a newer jaxlib: holds PTX in the place of Triton IR
 
-_ELEMENT_TYPES = {
+ELEMENT_TYPES = {
     "i1": np.bool_,
     "i8": np.int8,
     "i16": np.int16,
@@ -126,9 +126,9 @@ def _read(operation: Any) -> TritonCall:
 def _spec(mlir_type: Any) -> jax.ShapeDtypeStruct:
     tensor = ir.RankedTensorType(mlir_type)
     name = str(tensor.element_type)
-    if name not in _ELEMENT_TYPES:
+    if name not in ELEMENT_TYPES:
         raise ValueError(f"triton_calls: arrays of element type {name} are not supported.")
-    return jax.ShapeDtypeStruct(tuple(tensor.shape), np.dtype(_ELEMENT_TYPES[name]))
+    return jax.ShapeDtypeStruct(tuple(tensor.shape), np.dtype(ELEMENT_TYPES[name]))
 
 
 def _aliases(operation: Any) -> dict[int, int]:

@@ -8,6 +8,8 @@ them measured here: those of the GeForce cards were never checked against a devi
 
 from dataclasses import dataclass
 
+from pallas_kernels._tiles import Architecture
+
 KIB = 1024
 
 
@@ -18,7 +20,6 @@ class Target:
     name: str
     card: str
     assembler_arch: str  # what ptxas -arch is given; "a" adds the instructions of exactly this architecture
-    multiprocessors: int
     threads_per_multiprocessor: int
     blocks_per_multiprocessor: int
     shared_per_multiprocessor: int
@@ -31,6 +32,11 @@ class Target:
     maximum_clock: float
     registers_per_multiprocessor: int = 65536
     shared_reserved: int = KIB  # taken by the driver from every block
+
+    @property
+    def multiprocessors(self) -> int:
+        """How many there are; the number that the kernels' own heuristics use."""
+        return Architecture.of(self.name).multiprocessors
 
     @property
     def compute_capability(self) -> tuple[int, int]:
@@ -77,7 +83,6 @@ _ALL = (
         name="sm_80",
         card="NVIDIA A100-SXM4-80GB",
         assembler_arch="sm_80",
-        multiprocessors=108,
         threads_per_multiprocessor=2048,
         blocks_per_multiprocessor=32,
         shared_per_multiprocessor=164 * KIB,
@@ -93,7 +98,6 @@ _ALL = (
         name="sm_89",
         card="NVIDIA GeForce RTX 4090",
         assembler_arch="sm_89",
-        multiprocessors=128,
         threads_per_multiprocessor=1536,
         blocks_per_multiprocessor=24,
         shared_per_multiprocessor=100 * KIB,
@@ -109,7 +113,6 @@ _ALL = (
         name="sm_90",
         card="NVIDIA H100 80GB HBM3",
         assembler_arch="sm_90a",
-        multiprocessors=132,
         threads_per_multiprocessor=2048,
         blocks_per_multiprocessor=32,
         shared_per_multiprocessor=228 * KIB,
@@ -125,7 +128,6 @@ _ALL = (
         name="sm_100",
         card="NVIDIA B200",
         assembler_arch="sm_100a",
-        multiprocessors=148,
         threads_per_multiprocessor=2048,
         blocks_per_multiprocessor=32,
         shared_per_multiprocessor=228 * KIB,
@@ -141,7 +143,6 @@ _ALL = (
         name="sm_120",
         card="NVIDIA GeForce RTX 5090",
         assembler_arch="sm_120",
-        multiprocessors=170,
         threads_per_multiprocessor=1536,
         blocks_per_multiprocessor=24,
         shared_per_multiprocessor=100 * KIB,

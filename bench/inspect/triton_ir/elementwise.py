@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.inspect.triton_ir import numerics
-from bench.inspect.triton_ir.library import MATH, Function, inline_asm, libdevice, power
+from bench.inspect.triton_ir.functions import MATH, Function, inline_asm, libdevice, power
 from bench.inspect.triton_ir.mlir import Op
 from bench.inspect.triton_ir.numerics import unsigned
 

@@ -4,30 +4,18 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from jax.extend.mlir import ir
 from jax.interpreters.mlir import make_ir_context
 from jaxlib.triton import dialect as triton_dialect
 
+from bench.inspect.lowering import ELEMENT_TYPES
+
 # MLIR's bindings look for a dialect's Python module by this name whenever they hand out an operation, and look again
 # each time they do not find it, which takes longer than all else here. jaxlib keeps the tt dialect elsewhere.
 sys.modules.setdefault("jaxlib.mlir.dialects.tt", triton_dialect)
 
-_DTYPES = {
-    "i1": np.bool_,
-    "i8": np.int8,
-    "i16": np.int16,
-    "i32": np.int32,
-    "i64": np.int64,
-    "index": np.int64,
-    "f16": np.float16,
-    "f32": np.float32,
-    "f64": np.float64,
-    "bf16": ml_dtypes.bfloat16,
-    "f8E4M3FN": ml_dtypes.float8_e4m3fn,
-    "f8E5M2": ml_dtypes.float8_e5m2,
-}
+_DTYPES = {**ELEMENT_TYPES, "index": np.int64}
 
 
 class UnsupportedOperation(NotImplementedError):
