@@ -122,13 +122,18 @@ def evaluate(spec: Spec, arrays: dict[str, np.ndarray], rung: str) -> dict[str, 
     tiles = {} if spec.tiles is None else {FORWARD: spec.tiles, BACKWARD: spec.tiles}
     device = {key: jnp.asarray(array) for key, array in arrays.items()}
     with use_tiles(**tiles):
-        if rung == "lowered":
-            from bench.inspect.triton_ir import execute
+        return run(rung, lambda implementation, device: program(spec, implementation)(device), device)
 
-            found, _ = execute(program(spec, "triton"), device)
-        else:
-            found = jax.jit(program(spec, rung))(device)
-    return {name: np.asarray(value) for name, value in found.items()}
+
+def run(rung: str, function: Callable, *arguments):
+    """NumPy results of `function(implementation, *arguments)` on one rung, or by the reference (rung "xla")."""
+    if rung == "lowered":
+        from bench.inspect.triton_ir import execute
+
+        found, _ = execute(lambda *arguments: function("triton", *arguments), *arguments)
+    else:
+        found = jax.jit(function, static_argnums=0)(rung, *arguments)
+    return jax.tree.map(np.asarray, found)
 
 
 def compare(spec: Spec, rung: str, seed: int = 0) -> list[Line]:

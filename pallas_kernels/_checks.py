@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
+from jax.core import Tracer
 
 ACTIVATIONS = (jnp.float32, jnp.bfloat16)
 FLOAT32 = (jnp.float32,)
@@ -49,6 +50,14 @@ def check_positive(op: str, name: str, value: int) -> None:
     """Raise ValueError unless `value` is a positive int."""
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ValueError(f"{op}: {name} must be a positive int, got {value!r}.")
+
+
+def check_number(op: str, name: str, value) -> None:
+    """Raise TypeError if `value` is traced, ValueError unless it is positive."""
+    if isinstance(value, Tracer):
+        raise TypeError(f"{op}: {name} must be a number that is known when the program is traced, got {value}.")
+    if not value > 0:
+        raise ValueError(f"{op}: {name} must be positive, got {value!r}.")
 
 
 def check_tokens(op: str, mask, segment_ids, sizes: dict[str, int]) -> None:

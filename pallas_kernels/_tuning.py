@@ -30,11 +30,16 @@ Entry = tuple[str, str, Shape, Tiles]
 logger = logging.getLogger("pallas_kernels")
 
 
+def user_cache_directory(environment: Mapping[str, str] = os.environ) -> Path:
+    """The folder of this package in the user's cache directory; a relative XDG_CACHE_HOME is ignored, as XDG says."""
+    base = environment.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "megalodon-pallas"
+
+
 def cache_file(environment: Mapping[str, str] = os.environ) -> Path:
     """Where the tuning cache is."""
-    if directory := environment.get("PALLAS_KERNELS_CACHE_DIR"):
-        return Path(directory) / "tuning.json"
-    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "megalodon-pallas" / "tuning.json"
+    directory = environment.get("PALLAS_KERNELS_CACHE_DIR")
+    return (Path(directory) if directory else user_cache_directory(environment)) / "tuning.json"
 
 
 def read_cache(file: Path) -> tuple[Entry, ...]:

@@ -1,9 +1,9 @@
 """Parity tests of timestep_norm and of a model around it, shared by the interpreted, executed-IR and GPU lanes."""
 
 import functools
+from dataclasses import replace
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,7 +13,7 @@ from pallas_kernels import use_implementation
 from pallas_kernels.timestep_norm.specs import LONG, PARITY, Spec
 from reference import oracle_numpy_model
 from tests import models
-from tests.tolerance import MODEL_RELATIVE, assert_policy, errors
+from tests.tolerance import as_float64, assert_close, assert_policy
 
 SPECS = (*PARITY, *LONG)
 IDS = [spec.name for spec in SPECS]
@@ -71,24 +71,30 @@ def torch_truth(spec: Spec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarr
 
 
 def check_model(dtype, implementation: str) -> None:
-    """Logits, loss and gradients of a model with the kernels on and off, and against the float64 model."""
+    """Logits and loss of a model with the kernels on against the float64 model, gradients against the float32 one's
+    (there is no float64 gradient without PyTorch), by the policy: beside the same model with the kernels off."""
     model, ids = models.build(compute_dtype=dtype), models.ids()
-    parameters = named_parameters(model)
+    given = (named_parameters(model), model.config, ids)
+    kernels, plain = _model_values(model, ids, implementation), _model_values(model, ids, "xla")
+    expected = {"logits": oracle_numpy_model.logits(*given), "loss": np.asarray(oracle_numpy_model.loss(*given, ids))}
+    if dtype == jnp.float32:
+        for name in kernels.keys() - expected.keys():
+            assert_close(name, kernels[name], plain[name], units=300)
+    else:
+        exact = _model_values(models.build(compute_dtype=jnp.float32), ids, "xla")
+        expected |= {name: as_float64(exact[name]) for name in exact.keys() - expected.keys()}
+    for line in parity.compare_values(expected, kernels, plain):
+        # The loss is one number, in which the reference may be lucky: rounding units of what it is computed in.
+        assert_policy(replace(line, dtype=jnp.dtype(dtype).name) if line.name == "loss" else line)
 
-    def run(implementation: str):
-        @eqx.filter_jit
-        def everything(model):
-            with use_implementation(timestep_norm=implementation):
-                loss, gradients = eqx.filter_value_and_grad(lambda m: m.compute_loss(ids, ids))(model)
-                return model(ids)[0].astype(jnp.float32), loss, gradients
 
-        return everything(model)
+def _model_values(model, ids, implementation: str) -> dict[str, np.ndarray]:
+    @eqx.filter_jit
+    def everything(model):
+        with use_implementation(timestep_norm=implementation):
+            loss, gradients = eqx.filter_value_and_grad(lambda m: m.compute_loss(ids, ids))(model)
+            return model(ids)[0], loss, gradients
 
-    (logits, loss, gradients), (plain_logits, plain_loss, plain_gradients) = run(implementation), run("xla")
-    truth = oracle_numpy_model.logits(parameters, model.config, ids)
-    assert errors(logits, truth)[0] <= max(2 * errors(plain_logits, truth)[0], MODEL_RELATIVE)
-    relative = MODEL_RELATIVE if dtype == jnp.float32 else 1e-2
-    np.testing.assert_allclose(loss, oracle_numpy_model.loss(parameters, model.config, ids, ids), rtol=relative)
-    np.testing.assert_allclose(loss, plain_loss, rtol=relative)
-    for value, plain in zip(jax.tree.leaves(gradients), jax.tree.leaves(plain_gradients), strict=True):
-        assert errors(value, plain)[0] <= 10 * relative
+    logits, loss, gradients = everything(model)
+    named = {f"d{name}": gradient for name, gradient in named_parameters(gradients).items()}
+    return {name: np.asarray(value) for name, value in ({"logits": logits, "loss": loss} | named).items()}

@@ -11,8 +11,9 @@ import pytest
 
 from bench import parity
 from pallas_kernels import chunked_attention, complex_ema, kernels_in, timestep_norm
+from pallas_kernels.timestep_norm.specs import PRESETS
 from reference import oracle_numpy as oracle
-from tests import cases, norm_parity, test_norm_kernels
+from tests import cases, norm_laws, norm_parity, test_norm_kernels
 from tests.tolerance import assert_close
 
 cuda = pytest.mark.cuda
@@ -21,6 +22,12 @@ cuda = pytest.mark.cuda
 @cuda
 @pytest.mark.parametrize("spec", norm_parity.SPECS, ids=norm_parity.IDS)
 def test_timestep_norm(spec):
+    norm_parity.check(spec, "triton")
+
+
+@cuda
+@pytest.mark.parametrize("spec", PRESETS, ids=str)
+def test_timestep_norm_at_full_size(spec):
     norm_parity.check(spec, "triton")
 
 
@@ -41,6 +48,30 @@ def test_twice_is_bit_equal(spec):
     first, second = (parity.evaluate(spec, arrays, "triton") for _ in range(2))
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+@cuda
+@pytest.mark.parametrize("statistics", norm_laws.STATISTICS)
+@pytest.mark.parametrize("chunks", norm_laws.CHUNKS)
+def test_documents_never_touch(statistics, chunks):
+    norm_laws.check_isolation("triton", statistics, chunks)
+
+
+@cuda
+@pytest.mark.parametrize("statistics", norm_laws.STATISTICS)
+def test_no_token_depends_on_a_later_one(statistics):
+    norm_laws.check_causality("triton", statistics)
+
+
+@cuda
+def test_masked_values_may_be_anything_where_they_give_nothing():
+    norm_laws.check_masked_values("triton")
+
+
+@cuda
+@pytest.mark.parametrize("tiles", norm_laws.LAUNCH_SHAPES)
+def test_every_launch_shape_gives_the_same(tiles):
+    norm_laws.check_launch_shape("triton", tiles)
 
 
 @cuda

@@ -21,6 +21,7 @@ FORWARD, BACKWARD = "timestep_norm_forward", "timestep_norm_backward"
 X = jnp.asarray(cases.normal(cases.rng(0), 2, 20, 12))
 WEIGHT, BIAS = (jnp.asarray(cases.normal(cases.rng(seed), 12)) for seed in (1, 2))
 IDS = jnp.asarray(np.repeat([1, 2], [9, 11])[None].repeat(2, 0).astype(np.int32))
+IDS_STACK = jnp.stack([IDS, IDS.at[1].set(1), IDS[:, ::-1]])
 
 
 def norm(x, weight=WEIGHT, *, implementation=None, **kwargs):
@@ -35,6 +36,26 @@ kernel, plain = partial(norm, implementation="triton_interpret"), partial(norm, 
 kernel_energy, plain_energy = partial(energy, implementation="triton_interpret"), partial(energy, implementation="xla")
 STACK = jnp.stack([X, 2 * X, X - 3])
 WEIGHTS = jnp.stack([WEIGHT, BIAS, WEIGHT * BIAS])
+
+
+MASK = jnp.asarray(cases.rng(3).random((3, 2, 20)) > 0.2)
+STATE = (jnp.asarray([[0, 3], [1, 2], [4, 0]], jnp.int32),
+         *(jnp.asarray(np.abs(cases.normal(cases.rng(seed), 3, 2, 4))) for seed in (4, 5)))  # fmt: skip
+SHORT = Tiles(8, 3, 1)
+
+
+def with_everything(f):
+    return lambda x, mask, ids, state: f(x, mask=mask, segment_ids=ids, state=state)
+
+
+def carried(f):
+    """A scan over pieces of a sequence that hands the state on."""
+
+    def step(state, piece):
+        y, state = f(*piece, state)
+        return state, y
+
+    return lambda pieces, masks, ids, state: jax.lax.scan(step, state, (pieces, masks, ids))
 
 
 def scan(f):
@@ -58,7 +79,34 @@ TRANSFORMED = {
     "scan": (lambda f, e: jax.jit(scan(f)), (X,)),
     "grad of scan": (lambda f, e: jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(scan(f)(x))))), (X,)),
     "grad of remat in scan": (lambda f, e: jax.grad(lambda x: jnp.sum(jnp.sin(scan(jax.checkpoint(f))(x)))), (X,)),
+    "vmap of tokens and states": (lambda f, e: jax.vmap(with_everything(f)), (STACK, MASK, IDS_STACK, STATE)),
+    "vmap of grad of tokens and states": (
+        lambda f, e: jax.vmap(jax.grad(with_everything(e), argnums=0)),
+        (STACK, MASK, IDS_STACK, STATE),
+    ),
+    "vmap of x alone among tokens and states": (
+        lambda f, e: jax.vmap(jax.grad(with_everything(e)), in_axes=(0, None, 0, None)),
+        (STACK, MASK[0], IDS_STACK, jax.tree.map(lambda a: a[0], STATE)),
+    ),
+    "scan that hands the state on": (
+        lambda f, e: jax.jit(carried(with_everything(partial(f, return_state=True)))),
+        (STACK, MASK, IDS_STACK, jax.tree.map(lambda a: a[0], STATE)),
+    ),
+    "grad of a scan that hands the state on": (
+        lambda f, e: jax.jit(
+            jax.grad(
+                lambda x, *rest: jnp.sum(jnp.sin(carried(with_everything(partial(f, return_state=True)))(x, *rest)[1]))
+            )
+        ),
+        (STACK, MASK, IDS_STACK, jax.tree.map(lambda a: a[0], STATE)),
+    ),
 }
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_values_over_several_tiles_and_chunks(name):
+    with use_tiles(timestep_norm_forward=SHORT, timestep_norm_backward=SHORT):
+        test_values(name)
 
 
 @pytest.mark.parametrize("name", TRANSFORMED)
@@ -72,7 +120,9 @@ def test_values(name):
         assert_close(name, value, expected)
 
 
-@pytest.mark.parametrize("name", ["vmap", "vmap twice", "vmap of grad", "grad of remat in scan"])
+@pytest.mark.parametrize(
+    "name", ["vmap", "vmap twice", "vmap of grad", "vmap of grad of tokens and states", "grad of remat in scan"]
+)
 def test_lowered_kernels_give_the_same(name):
     transform, arguments = TRANSFORMED[name]
     found, reports = execute(
@@ -84,10 +134,21 @@ def test_lowered_kernels_give_the_same(name):
         assert_close(name, value, other)
 
 
-def test_where_nobody_names_an_implementation_cuda_runs_the_kernels():
-    found, reports = execute(jax.vmap(jax.grad(energy)), STACK)
+@pytest.mark.parametrize("name", ["vmap of grad", "vmap of grad of tokens and states"])
+def test_where_nobody_names_an_implementation_cuda_runs_the_kernels(name):
+    transform, arguments = TRANSFORMED[name]
+    found, reports = execute(transform(norm, energy), *arguments)
     assert [report.name for report in reports] == [FORWARD, BACKWARD]
-    assert_close("dx", found, jax.vmap(jax.grad(plain_energy))(STACK))
+    expected = jax.tree.leaves(transform(plain, plain_energy)(*arguments))
+    for value, other in zip(jax.tree.leaves(found), expected, strict=True):
+        assert_close(name, value, other)
+
+
+def test_where_nobody_names_an_implementation_cpu_runs_the_reference():
+    transform, arguments = TRANSFORMED["vmap of grad of tokens and states"]
+    with compile_for("sm_90"):
+        found = transform(norm, energy)(*arguments)
+    assert_close("dx", found, transform(plain, plain_energy)(*arguments))
 
 
 def test_vmap_adds_a_grid_axis_and_copies_nothing():

@@ -16,6 +16,7 @@ from functools import cache as remembered
 from pathlib import Path
 
 from bench.inspect.artefacts import Artefacts
+from pallas_kernels._tuning import user_cache_directory
 
 VARIABLE = "MEGALODON_INSPECT_CACHE"
 
@@ -27,10 +28,7 @@ def directory() -> Path:
     """Where entries are kept: $MEGALODON_INSPECT_CACHE, or a folder of the user's cache directory."""
     if chosen := os.environ.get(VARIABLE):
         return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a relative path is to be ignored.
-    user = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return user / "megalodon-pallas" / "inspect"
+    return user_cache_directory() / "inspect"
 
 
 def key(program: str, target_config: str, options: Mapping[str, object], versions: Mapping[str, str]) -> str:

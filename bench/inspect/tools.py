@@ -34,14 +34,17 @@ class Tool:
 
 
 def missing() -> str | None:
-    """Why nothing can be compiled here, in one line; None if everything is there."""
+    """Why nothing can be compiled here, in one line; None if everything is there and fits together."""
     if not sys.platform.startswith("linux"):
         return f"the CUDA compilers run on Linux only, this is {sys.platform}"
     for tool, wheels in _WHEELS.items():
         found = _installed(wheels)
         if found is None:
             return f"{' or '.join(wheels)} is not installed; {_INSTALL}"
-        if tool != "plugin" and _executable(found, tool) is None:
+        if tool == "plugin":
+            if version(found) != version("jaxlib"):
+                return f"{found} {version(found)} does not fit jaxlib {version('jaxlib')}; {_INSTALL}"
+        elif _executable(found, tool) is None:
             return f"{found} holds no executable {tool}; {_INSTALL}"
     return None
 

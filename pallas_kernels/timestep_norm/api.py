@@ -86,7 +86,7 @@ def timestep_norm(
 
     Raises:
         ValueError: wrong shape, D not divisible by num_groups, eps not positive, unknown statistics or implementation.
-        TypeError: wrong dtype; float16 is refused.
+        TypeError: wrong dtype (float16 is refused), or a traced eps.
         KernelUnavailable: a named implementation cannot run.
     """
     return OP(
@@ -105,8 +105,7 @@ def _check(
     checks.check_positive(op, "num_groups", num_groups)
     if x.shape[2] % num_groups:
         raise ValueError(f"{op}: {x.shape[2]} features are not divisible by num_groups={num_groups}.")
-    if not eps > 0:
-        raise ValueError(f"{op}: eps must be positive, got {eps!r}.")
+    checks.check_number(op, "eps", eps)
     checks.check_choice(op, "statistics", statistics, _STATISTICS)
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:
