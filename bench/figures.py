@@ -13,14 +13,12 @@ length, and multiplied by batch x groups: exact, because every group of every se
 import re
 from dataclasses import dataclass
 
-from bench import norm_programs
+from bench import ops
 from bench.inspect import Kernel, Loop, Program, compile_program, model
 from bench.inspect.lowering import lower, triton_calls
 from bench.inspect.triton_ir import check_addresses
-from pallas_kernels._tiles import Architecture, Tiles
-from pallas_kernels.timestep_norm.problem import Problem
-from pallas_kernels.timestep_norm.specs import Spec
-from pallas_kernels.timestep_norm.tiles import launches
+from bench.ops import Spec
+from pallas_kernels._tiles import Tiles
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class ProgramFigures:
 
 def figures(spec: Spec, mode: str, implementation: str, target: str, *, work: bool = False) -> ProgramFigures:
     """Compile a program; `work` adds what its kernels do (the loads + stores are counted by running them)."""
-    function, arrays = norm_programs.program(spec, mode, implementation)
+    function, arrays = ops.of(spec).program(spec, mode, implementation)
     pallas = implementation == "triton"
     compiled = compile_program(function, arrays, target=target, kernels="pallas" if pallas else "none")
     counted = issued(spec, mode, target) if work and pallas else None
@@ -94,12 +92,12 @@ def figures(spec: Spec, mode: str, implementation: str, target: str, *, work: bo
 
 def issued(spec: Spec, mode: str, target: str) -> dict[str, int]:
     """Bytes of the loads and stores of each kernel of a program, by name."""
-    function, arrays = norm_programs.program(spec, mode, "triton")
+    function, arrays = ops.of(spec).program(spec, mode, "triton")
     found = {}
     for call in triton_calls(lower(function, arrays, target=target)):
-        groups, batch, chunks = call.grid
-        report = check_addresses(call, cells=[chunk * groups * batch for chunk in range(chunks)])
-        found[call.name] = (report.bytes_loaded + report.bytes_stored) * groups * batch
+        cells, times = ops.of(spec).alike(call.grid)
+        report = check_addresses(call, cells=cells)
+        found[call.name] = (report.bytes_loaded + report.bytes_stored) * times
     return found
 
 
@@ -134,9 +132,7 @@ def _kernel(spec: Spec, compiled: Program, kernel: Kernel, counted: dict[str, in
 
 
 def _work(spec: Spec, chosen: Tiles, compiled: Program, kernel: Kernel, bytes_issued: int) -> Work:
-    problem = Problem(spec.batch, spec.length, spec.features, spec.groups, 0.0, spec.statistics)
-    _, chunk = problem.chunks(chosen)
-    tiles = -(-chunk // chosen.block_length)
+    tiles = -(-ops.of(spec).chunk(spec, chosen) // chosen.block_length)
     loop = main_loop(kernel)
     # Loops inside that over the tiles walk the documents of a tile: one document per tile.
     trips = {other.header: tiles if other == loop else 1 for other in kernel.loops}
@@ -146,7 +142,7 @@ def _work(spec: Spec, chosen: Tiles, compiled: Program, kernel: Kernel, bytes_is
     return Work(
         instructions=instructions,
         tiles=tiles,
-        per_element=instructions * kernel.threads / (chosen.block_length * problem.size),
+        per_element=instructions * kernel.threads / ops.of(spec).elements(spec, chosen),
         bytes_moved=moved,
         bytes_issued=bytes_issued,
         issue_us=modelled.issue_us,
@@ -156,7 +152,6 @@ def _work(spec: Spec, chosen: Tiles, compiled: Program, kernel: Kernel, bytes_is
 
 
 def _tiles(spec: Spec, kernel: Kernel) -> Tiles:
-    x = spec.arrays()["x"]
-    plan = launches(Architecture.of(kernel.target.name), x, num_groups=spec.groups, statistics=spec.statistics)
+    plan = ops.of(spec).launches(spec, kernel.target.name)
     name = re.sub("_totals$", "", kernel.name)
     return next(launch.tiles for launch in plan if launch.kernel == name)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from bench import environment, parity, report, tolerance
+from bench import environment, ops, parity, report, tolerance
 from pallas_kernels.timestep_norm.specs import LONG, PARITY, Spec
 
 RUNGS = {"triton_interpret": "interpreted", "lowered": "executed IR"}
@@ -47,8 +47,8 @@ def run(specs: Sequence[str] | None = None, json_file: Path | None = None) -> No
 
 def compare(spec: Spec) -> list[dict]:
     """One line per output and gradient: errors on every rung and of the reference, and what the policy says."""
-    arrays = parity.inputs(spec, SEED)
-    expected, reference = parity.truth(spec, arrays), parity.evaluate(spec, arrays, "xla")
+    arrays = ops.of(spec).inputs(spec, SEED)
+    expected, reference = ops.of(spec).truth(spec, arrays), parity.evaluate(spec, arrays, "xla")
     rungs = {rung: parity.compare_values(expected, parity.evaluate(spec, arrays, rung), reference) for rung in RUNGS}
     return [_line(dict(zip(rungs, lines, strict=True))) for lines in zip(*rungs.values(), strict=True)]
 

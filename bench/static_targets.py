@@ -1,10 +1,11 @@
 """The targets of timestep_norm at the headline problem, and whether the compiled programs meet them."""
 
 from bench.figures import ProgramFigures
-from bench.norm_programs import FORWARD, FORWARD_BACKWARD
+from bench.programs import MODES
 from bench.targets import Verdict
 from pallas_kernels.timestep_norm.specs import Spec
 
+FORWARD, FORWARD_BACKWARD = MODES
 GIGABYTES = {FORWARD: 0.15, FORWARD_BACKWARD: 0.38}
 ISSUED = 1.3  # times operands + results
 

@@ -8,7 +8,7 @@ oracle's values for the RMS of the error, times their largest magnitude for the 
 FACTOR = 2.0
 GRADIENT_FACTOR = 3.0
 FLOOR_EPS = 8.0
-EPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "int32": 0.0}
+EPS = {"float32": 2.0**-24, "complex64": 2.0**-24, "bfloat16": 2.0**-8, "int32": 0.0}
 
 
 def shares(line) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from bench import parity
+from bench import ops, parity
 from megalodon_jax.parameters import named_parameters
 from pallas_kernels import use_implementation
 from pallas_kernels.timestep_norm.specs import LONG, PARITY, Spec
@@ -24,8 +24,8 @@ LONGEST_FOR_TORCH = 2048  # its backward walks a graph of every step
 @functools.cache
 def problem(spec: Spec):
     """Arrays, the float64 oracle's values and gradients, and the XLA reference's."""
-    arrays = parity.inputs(spec)
-    return arrays, parity.truth(spec, arrays), parity.evaluate(spec, arrays, "xla")
+    arrays = ops.of(spec).inputs(spec)
+    return arrays, ops.of(spec).truth(spec, arrays), parity.evaluate(spec, arrays, "xla")
 
 
 def check(spec: Spec, rung: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import bench
 from bench import __main__ as command_line
-from bench import figures, inspect_ops, inspect_parity, parity, report, static_targets
+from bench import figures, inspect_ops, inspect_parity, ops, parity, report, static_targets
 from bench.inspect import tools
 from bench.programs import MODES
 from pallas_kernels.timestep_norm.specs import HEADLINE, LONG, PARITY, PRESETS
@@ -142,7 +142,7 @@ def test_parity_command(monkeypatch, tmp_path, capsys):
 def test_parity_can_fail(rung, name, wrong, monkeypatch, tmp_path, capsys):
     def evaluate(spec, arrays, asked):
         """The oracle's values rounded, as every kernel and reference; one of them wrong."""
-        exact = parity.truth(spec, arrays)
+        exact = ops.of(spec).truth(spec, arrays)
         found = {key: value.astype(np.int32 if "count" in key else np.float32) for key, value in exact.items()}
         return found | ({name: wrong(found[name])} if asked == rung else {})
 

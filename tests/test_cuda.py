@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import parity
+from bench import ops, parity
 from pallas_kernels import chunked_attention, complex_ema, kernels_in, timestep_norm
 from pallas_kernels.timestep_norm.specs import PRESETS
 from reference import oracle_numpy as oracle
@@ -44,7 +44,7 @@ def test_the_lanes_have_the_same_tests():
 @cuda
 @pytest.mark.parametrize("spec", norm_parity.SPECS, ids=norm_parity.IDS)
 def test_twice_is_bit_equal(spec):
-    arrays = parity.inputs(spec)
+    arrays = ops.of(spec).inputs(spec)
     first, second = (parity.evaluate(spec, arrays, "triton") for _ in range(2))
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=name)

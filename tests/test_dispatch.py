@@ -35,17 +35,18 @@ def test_none_and_xla_run_the_reference():
     assert jnp.array_equal(norm(X), norm(X, implementation=("triton", "xla")))
 
 
-def ema(x, **kwargs):
-    return complex_ema(x, P, Q, Q, **kwargs)
+def attention(x, **kwargs):
+    """The op that has no kernel yet."""
+    return chunked_attention(x[:, :, None], x[:, :, None], x[:, :, None], chunk_size=4, **kwargs)
 
 
 @pytest.mark.parametrize("implementation", ["triton", "triton_interpret", ("triton", "triton_interpret")])
 def test_a_named_kernel_that_cannot_run_raises(implementation):
-    with pytest.raises(KernelUnavailable, match="complex_ema") as caught:
-        ema(X, implementation=implementation)
+    with pytest.raises(KernelUnavailable, match="chunked_attention") as caught:
+        attention(X, implementation=implementation)
     error = caught.value
     assert isinstance(error, NotImplementedError)
-    assert error.op == "complex_ema"
+    assert error.op == "chunked_attention"
     assert "triton" in error.implementation
     assert error.reason
     assert "xla" in error.remedy
@@ -109,14 +110,14 @@ def test_backward_is_chosen_with_the_forward():
 
 def test_strict_refuses_a_fallback_on_a_gpu_target_only():
     with strict():
-        ema(X)
+        attention(X)
         with compile_for("sm_90"):
             with pytest.raises(KernelUnavailable, match='implementation="xla"'):
-                ema(X)
-            ema(X, implementation="xla")
+                attention(X)
+            attention(X, implementation="xla")
             norm(X)
             with strict(False):
-                ema(X)
+                attention(X)
     with pytest.raises(ValueError, match="sm_80"), compile_for("sm_10"):
         pass
 
@@ -124,8 +125,8 @@ def test_strict_refuses_a_fallback_on_a_gpu_target_only():
 def test_fallback_is_logged_once(caplog):
     dispatch._log_once.cache_clear()
     with caplog.at_level(logging.INFO, "pallas_kernels"), compile_for("sm_90"):
-        ema(X), ema(X)
-    assert len([r for r in caplog.records if "complex_ema" in r.message]) == 1
+        attention(X), attention(X)
+    assert len([r for r in caplog.records if "chunked_attention" in r.message]) == 1
 
 
 @pytest.mark.parametrize(

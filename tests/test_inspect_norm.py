@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bench import norm_programs, parity
+from bench import ops
 from bench.figures import figures, main_loop
 from bench.inspect import TARGETS, compile_program, tools
+from bench.ops import norm
 from bench.programs import MODES
 from bench.static_targets import verdicts
 from pallas_kernels import use_tiles
@@ -30,7 +31,7 @@ def headline():
 @pytest.fixture(scope="module")
 def kernels():
     """The kernels of forward+backward themselves."""
-    function, arrays = norm_programs.program(HEADLINE, BOTH, "triton")
+    function, arrays = norm.program(HEADLINE, BOTH, "triton")
     return compile_program(function, arrays, kernels="pallas").kernels
 
 
@@ -123,7 +124,7 @@ def test_what_parity_runs_compiles_too(spec):
     cell = jax.ShapeDtypeStruct((spec.batch, spec.groups), jnp.float32)
     tiles = {} if spec.tiles is None else dict.fromkeys(("timestep_norm_forward", "timestep_norm_backward"), spec.tiles)
     with use_tiles(**tiles):
-        program = parity.program(spec, "triton")
+        program = ops.of(spec).values(spec, "triton")
         compiled = compile_program(program, {**spec.arrays(), "dmean": cell, "dvar": cell}, kernels="pallas")
     assert {"timestep_norm_forward", "timestep_norm_backward"} <= set(compiled.pallas_kernels)
     assert all(kernel.spill_bytes == 0 for kernel in compiled.kernels.values())

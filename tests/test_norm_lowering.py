@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bench import parity
+from bench import ops
 from bench.inspect.lowering import lower, triton_calls
 from bench.inspect.triton_ir import check_addresses
 from pallas_kernels import kernels_in, use_tiles
@@ -22,7 +22,7 @@ def abstract(spec: Spec) -> dict[str, jax.ShapeDtypeStruct]:
 def lowered(spec: Spec, target: str = "sm_90"):
     tiles = {} if spec.tiles is None else {FORWARD: spec.tiles, BACKWARD: spec.tiles}
     with use_tiles(**tiles):
-        return lower(parity.program(spec, "triton"), abstract(spec), target=target)
+        return lower(ops.of(spec).values(spec, "triton"), abstract(spec), target=target)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

@@ -94,6 +94,43 @@ def _abstract_device(plan: Plan):
     return use_abstract_mesh(same)
 
 
+def fused_multiply_add(plan: Plan) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """(a, b, c) -> a b + c of float32 vectors, rounded once on a GPU. The lowering fuses no product with a sum itself.
+
+    The interpreter has no such instruction and rounds twice.
+    """
+    if plan.interpret:
+        return lambda a, b, c: a * b + c
+
+    def fma(a, b, c):
+        (result,) = plt.elementwise_inline_asm(
+            "fma.rn.f32 $0, $1, $2, $3;",
+            args=(a, b, c),
+            constraints="=f,f,f,f",
+            pack=1,
+            result_shape_dtypes=[jax.ShapeDtypeStruct(a.shape, a.dtype)],
+        )
+        return result
+
+    return fma
+
+
+def rows(tile) -> list[jax.Array]:
+    """The rows of a tile [T, S], T a power of two."""
+    return [row.reshape(tile.shape[1:]) for row in jax.lax.split(tile, (1,) * tile.shape[0], axis=0)]
+
+
+def stack_rows(parts: Sequence[jax.Array]) -> jax.Array:
+    """[T, S] from T rows [S], T a power of two: the lowering joins two at a time, along a last axis."""
+
+    def join(parts):
+        if len(parts) == 1:
+            return parts[0][:, None]
+        return jnp.stack([join(parts[0::2]), join(parts[1::2])], axis=-1).reshape(parts[0].size, len(parts))
+
+    return join(list(parts)).T
+
+
 def load(ref, index, mask=None):
     """Elements of a ref, 0 where the mask is False; masked positions may lie outside the array."""
     if mask is None:

@@ -10,7 +10,9 @@ from jaxtyping import Array, Bool, Complex64, Float, Float32, Int
 import reference
 from pallas_kernels import _checks as checks
 from pallas_kernels._dispatch import Op, reference_implementation
+from pallas_kernels._kernels import kernel_implementations
 from pallas_kernels._settings import Implementation as ImplementationName
+from pallas_kernels.complex_ema import tiles, vjp
 
 
 @overload
@@ -97,4 +99,5 @@ def _check(x, p, q, gamma, omega=None, *, h0=None, mask=None, segment_ids=None, 
     checks.check_tokens(op, mask, segment_ids, sizes)
 
 
-OP = Op("complex_ema", _check, (reference_implementation(reference.complex_ema),))
+_TRITON, _INTERPRET = kernel_implementations(vjp.complex_ema, tiles.launches, tiles.refuse)
+OP = Op("complex_ema", _check, (_TRITON, reference_implementation(reference.complex_ema), _INTERPRET))

@@ -1,0 +1,128 @@
+"""complex_ema as a subject of parity and of static figures.
+
+forward             (inputs) -> y; for a spec that returns its state, (y, h)
+forward+backward    (dy, inputs) -> (y, all gradients)
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench.ops.documents import documents
+from bench.programs import MODES
+from pallas_kernels import complex_ema
+from pallas_kernels._tiles import Architecture, Launch, Tiles
+from pallas_kernels.complex_ema import tiles as heuristic
+from pallas_kernels.complex_ema.launch import BACKWARD, FORWARD
+from pallas_kernels.complex_ema.problem import LANES, Problem
+from pallas_kernels.complex_ema.specs import Spec
+from reference import oracle_numpy
+
+KERNELS = (FORWARD, BACKWARD)
+_MOVING = ("x", "p", "q", "gamma", "omega", "h0")
+_TOKENS = ("mask", "segment_ids")
+_EDGES = (0.9, 0.9 + 1e-9j, -0.95, 0.0, 0.8j, 0.99999, 0.99999 * np.exp(0.3j), 0.5, 0.7 + 0.1j)
+
+Arrays = dict[str, jax.ShapeDtypeStruct]
+
+
+def inputs(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random arrays for a spec, the cotangents dy and dh included; x and dy already in its dtype."""
+    r = np.random.default_rng(seed)
+    D, N = spec.features, spec.states
+    found: dict[str, np.ndarray] = {}
+    for name, abstract in spec.arrays().items():
+        value = r.normal(size=abstract.shape)
+        if abstract.dtype == jnp.complex64:
+            value = value + 1j * r.normal(size=abstract.shape)
+        found[name] = np.asarray(value, abstract.dtype)
+    found["p"] = r.uniform(0.05, 1.0, (D, N)).astype(np.float32)
+    radius = r.uniform(0.0, 0.999, (D, N)) if spec.decays == "usual" else np.full((D, N), 0.99999)
+    q = radius * np.exp(1j * r.uniform(-np.pi, np.pi, (D, N)))
+    if spec.decays == "edges":
+        q[:] = np.resize(_EDGES, D)[:, None]
+        found["p"][-1], found["gamma"][-2] = 0.0, 0.0
+    found["q"] = q.astype(np.complex64)
+    if spec.mask:
+        found["mask"] = r.random((spec.batch, spec.length)) > 0.3
+        found["mask"][-1] = spec.batch == 1  # a row without a token
+    if spec.segments:
+        found["segment_ids"] = documents(r, spec.batch, spec.length)
+    return found
+
+
+def values(spec: Spec, implementation: str) -> Callable[[dict], dict[str, jax.Array]]:
+    """Function of the arrays of `inputs`: every output and gradient of the op by name."""
+
+    def run(arrays: dict) -> dict[str, jax.Array]:
+        moving = {key: arrays[key] for key in _MOVING if key in arrays}
+        op = lambda moving: _ema(spec, implementation, arrays | moving)  # noqa: E731
+        found, pullback = jax.vjp(op, moving)
+        y, h = found if spec.returned else (found, None)
+        gradients = pullback((arrays["dy"], arrays["dh"]) if spec.returned else arrays["dy"])[0]
+        outputs = {"y": y, "state": h} if spec.returned else {"y": y}
+        return outputs | {f"d{name}": gradient for name, gradient in gradients.items()}
+
+    return run
+
+
+def truth(spec: Spec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same from the float64 oracle, whose complex cotangents are the conjugates of JAX's."""
+    given = {key: arrays[key].astype(np.result_type(arrays[key].dtype, np.float32)) for key in _MOVING if key in arrays}
+    given |= {key: arrays[key] for key in _TOKENS if key in arrays}
+    y, h = oracle_numpy.complex_ema(**given)
+    dh = np.conj(arrays["dh"]) if spec.returned else None
+    gradients = oracle_numpy.complex_ema_vjp(**given, dy=np.asarray(arrays["dy"], np.float64), dh=dh)
+    outputs = {"y": y, "state": h} if spec.returned else {"y": y}
+    return outputs | {f"d{name}": np.conj(gradients[name]) for name in _MOVING if name in arrays}
+
+
+def program(spec: Spec, mode: str, implementation: str) -> tuple[Callable, Arrays]:
+    """A program of `spec` and its abstract argument."""
+    arrays = spec.arrays()
+    if mode == MODES[0]:
+        del arrays["dy"]
+        return lambda arrays: _ema(spec, implementation, arrays), arrays
+
+    def forward_backward(arrays):
+        moving = {name: arrays[name] for name in _MOVING if name in arrays}
+        found, pullback = jax.vjp(lambda moving: _ema(spec, implementation, arrays | moving), moving)
+        y = found[0] if spec.returned else found
+        return y, pullback((arrays["dy"], arrays["dh"]) if spec.returned else arrays["dy"])[0]
+
+    return forward_backward, arrays
+
+
+def _ema(spec: Spec, implementation: str, arrays: dict):
+    options = {key: arrays.get(key) for key in (*_TOKENS, "h0")}
+    given = [arrays.get(key) for key in _MOVING[:-1]]
+    run = partial(complex_ema, *given, **options, implementation=implementation)
+    return run(return_state=True) if spec.returned else run()
+
+
+def launches(spec: Spec, target: str) -> tuple[Launch, ...]:
+    """Its kernels with their tiles."""
+    arrays = spec.arrays()
+    ids = arrays.get("segment_ids")
+    return heuristic.launches(Architecture.of(target), arrays["x"], arrays["p"], segment_ids=ids)
+
+
+def elements(spec: Spec, tiles: Tiles) -> int:
+    """Elements of x in a tile."""
+    return tiles.block_length * LANES * tiles.num_warps
+
+
+def chunk(spec: Spec, tiles: Tiles) -> int:
+    """Tokens of a chunk."""
+    return Problem(spec.batch, spec.length, spec.features, spec.states).chunks(tiles)[1]
+
+
+def alike(grid) -> tuple[list[int], int]:
+    """One block of features of one sequence through all its chunks: every block of every sequence does the same."""
+    blocks, middle, *batch = grid
+    if not batch or batch == [1]:  # the joining of chunks: one program per block and row
+        return [0], blocks * middle
+    return [number * blocks for number in range(middle)], blocks * batch[0]
