@@ -1,7 +1,7 @@
 """On a GPU, run by users with `pytest -m cuda`: kernels and reference against the oracles, determinism, the model.
 
-The TimestepNorm tests are those of `test_norm_kernels.py` on another rung; `test_the_lanes_have_the_same_tests` runs
-everywhere and keeps the two from drifting apart.
+The tests of the kernels are those of `test_norm_kernels.py` and `test_ema_kernels.py` on another rung;
+`test_the_lanes_have_the_same_tests` runs everywhere and keeps them from drifting apart.
 """
 
 import jax
@@ -11,38 +11,62 @@ import pytest
 
 from bench import ops, parity
 from pallas_kernels import chunked_attention, complex_ema, kernels_in, timestep_norm
-from pallas_kernels.timestep_norm.specs import PRESETS
+from pallas_kernels.complex_ema.specs import PRESETS as EMA_PRESETS
+from pallas_kernels.timestep_norm.specs import PRESETS as NORM_PRESETS
 from reference import oracle_numpy as oracle
-from tests import cases, norm_laws, norm_parity, test_norm_kernels
+from tests import cases, ema_laws, kernel_parity, norm_laws, test_ema_kernels, test_norm_kernels
 from tests.tolerance import assert_close
 
 cuda = pytest.mark.cuda
 
 
 @cuda
-@pytest.mark.parametrize("spec", norm_parity.SPECS, ids=norm_parity.IDS)
+@pytest.mark.parametrize("spec", kernel_parity.NORM, ids=str)
 def test_timestep_norm(spec):
-    norm_parity.check(spec, "triton")
+    kernel_parity.check(spec, "triton")
 
 
 @cuda
-@pytest.mark.parametrize("spec", PRESETS, ids=str)
+@pytest.mark.parametrize("spec", kernel_parity.EMA, ids=str)
+def test_complex_ema(spec):
+    kernel_parity.check(spec, "triton")
+
+
+@cuda
+@pytest.mark.parametrize("spec", kernel_parity.LONG_EMA, ids=str)
+def test_long_complex_ema(spec):
+    kernel_parity.check(spec, "triton")
+
+
+@cuda
+@pytest.mark.parametrize("spec", NORM_PRESETS, ids=str)
 def test_timestep_norm_at_full_size(spec):
-    norm_parity.check(spec, "triton")
-
-
-def test_the_lanes_have_the_same_tests():
-    def ids(test):
-        (mark,) = (mark for mark in test.pytestmark if mark.name == "parametrize")
-        return set(mark.kwargs["ids"]), len(mark.args[1])
-
-    lanes = [ids(t) for t in (test_timestep_norm, test_norm_kernels.test_interpreted, test_norm_kernels.test_lowered)]
-    assert lanes[0] == lanes[1] == lanes[2]
-    assert len(lanes[0][0]) == lanes[0][1] > 20
+    kernel_parity.check(spec, "triton")
 
 
 @cuda
-@pytest.mark.parametrize("spec", norm_parity.SPECS, ids=norm_parity.IDS)
+@pytest.mark.parametrize("spec", EMA_PRESETS, ids=str)
+def test_complex_ema_at_full_size(spec):
+    """Against the reference: the oracle would keep every state of every step."""
+    arrays = ops.of(spec).inputs(spec)
+    found, expected = (parity.evaluate(spec, arrays, rung) for rung in ("triton", "xla"))
+    for name, value in expected.items():
+        assert_close(name, found[name], value, dtype=value.dtype.name)
+
+
+@pytest.mark.parametrize("lane", [(test_timestep_norm, test_norm_kernels), (test_complex_ema, test_ema_kernels)])
+def test_the_lanes_have_the_same_tests(lane):
+    def specs(test):
+        (mark,) = (mark for mark in test.pytestmark if mark.name == "parametrize")
+        return mark.args[1]
+
+    here, elsewhere = lane
+    assert specs(here) == specs(elsewhere.test_interpreted) == specs(elsewhere.test_lowered)
+    assert len({spec.name for spec in specs(here)}) == len(specs(here)) > 20
+
+
+@cuda
+@pytest.mark.parametrize("spec", [*kernel_parity.NORM, *kernel_parity.EMA], ids=str)
 def test_twice_is_bit_equal(spec):
     arrays = ops.of(spec).inputs(spec)
     first, second = (parity.evaluate(spec, arrays, "triton") for _ in range(2))
@@ -53,50 +77,60 @@ def test_twice_is_bit_equal(spec):
 @cuda
 @pytest.mark.parametrize("statistics", norm_laws.STATISTICS)
 @pytest.mark.parametrize("chunks", norm_laws.CHUNKS)
-def test_documents_never_touch(statistics, chunks):
+def test_norm_documents_never_touch(statistics, chunks):
     norm_laws.check_isolation("triton", statistics, chunks)
 
 
 @cuda
+@pytest.mark.parametrize("chunks", ema_laws.CHUNKS)
+def test_ema_documents_never_touch(chunks):
+    ema_laws.check_isolation("triton", chunks)
+
+
+@cuda
 @pytest.mark.parametrize("statistics", norm_laws.STATISTICS)
-def test_no_token_depends_on_a_later_one(statistics):
+def test_no_normalised_token_depends_on_a_later_one(statistics):
     norm_laws.check_causality("triton", statistics)
+
+
+@cuda
+def test_no_averaged_token_depends_on_a_later_one():
+    ema_laws.check_causality("triton")
 
 
 @cuda
 def test_masked_values_may_be_anything_where_they_give_nothing():
     norm_laws.check_masked_values("triton")
+    for kind in ("mask", "segments"):
+        ema_laws.check_masked_inputs("triton", kind)
 
 
 @cuda
 @pytest.mark.parametrize("tiles", norm_laws.LAUNCH_SHAPES)
-def test_every_launch_shape_gives_the_same(tiles):
+def test_every_launch_shape_of_the_norm_gives_the_same(tiles):
     norm_laws.check_launch_shape("triton", tiles)
 
 
 @cuda
+@pytest.mark.parametrize("tiles", ema_laws.LAUNCH_SHAPES)
+def test_every_launch_shape_of_the_ema_gives_the_same(tiles):
+    ema_laws.check_launch_shape("triton", tiles)
+
+
+@cuda
 def test_the_best_implementation_is_the_kernel():
-    x = jnp.ones((2, 64, 32))
-    assert "timestep_norm_forward" in kernels_in(jax.jit(lambda x: timestep_norm(x, num_groups=4)).lower(x).compile())
+    x, p, q, gamma, omega, _ = map(jnp.asarray, cases.ema(cases.rng(0), 2, 64, 32, 4))
+    for name, f in {
+        "timestep_norm_forward": lambda x: timestep_norm(x, num_groups=4),
+        "complex_ema_forward": lambda x: complex_ema(x, p, q, gamma, omega),
+    }.items():
+        assert name in kernels_in(jax.jit(f).lower(x).compile())
 
 
 @cuda
-@pytest.mark.parametrize("dtype", norm_parity.MODEL_DTYPES)
+@pytest.mark.parametrize("dtype", kernel_parity.MODEL_DTYPES)
 def test_model_with_kernels_on_and_off(dtype):
-    norm_parity.check_model(dtype, "triton")
-
-
-@cuda
-@pytest.mark.parametrize("kind", cases.KINDS)
-def test_complex_ema(kind):
-    r = cases.rng(0)
-    x, p, q, gamma, omega, h0 = map(jnp.asarray, cases.ema(r, 2, 700, 8, 4))
-    tokens = cases.tokens(r, kind, 2, 700)
-    y, pullback = jax.vjp(lambda x: complex_ema(x, p, q, gamma, omega, h0=h0, **tokens), x)
-    dy = cases.normal(r, *x.shape)
-    assert_close("y", y, oracle.complex_ema(x, p, q, gamma, omega, h0=h0, **tokens)[0])
-    expected = oracle.complex_ema_vjp(x, p, q, gamma, omega, h0=h0, dy=dy, **tokens)["x"]
-    assert_close("dx", pullback(jnp.asarray(dy))[0], expected)
+    kernel_parity.check_model(dtype, "triton")
 
 
 @cuda

@@ -7,24 +7,19 @@ import pytest
 
 from bench.inspect.triton_ir import execute
 from pallas_kernels import Tiles, timestep_norm
-from tests import cases, norm_laws, norm_parity
+from tests import cases, kernel_parity, norm_laws
 
 on_both_rungs = pytest.mark.parametrize("rung", ["triton_interpret", "lowered"])
 
 
-@pytest.mark.parametrize("spec", norm_parity.SPECS, ids=norm_parity.IDS)
+@pytest.mark.parametrize("spec", kernel_parity.NORM, ids=str)
 def test_interpreted(spec):
-    norm_parity.check(spec, "triton_interpret")
+    kernel_parity.check(spec, "triton_interpret")
 
 
-@pytest.mark.parametrize("spec", norm_parity.SPECS, ids=norm_parity.IDS)
+@pytest.mark.parametrize("spec", kernel_parity.NORM, ids=str)
 def test_lowered(spec):
-    norm_parity.check(spec, "lowered")
-
-
-@pytest.mark.parametrize("dtype", norm_parity.MODEL_DTYPES)
-def test_model_interpreted(dtype):
-    norm_parity.check_model(dtype, "triton_interpret")
+    kernel_parity.check(spec, "lowered")
 
 
 @on_both_rungs

@@ -95,12 +95,18 @@ def _abstract_device(plan: Plan):
 
 
 def fused_multiply_add(plan: Plan) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """(a, b, c) -> a b + c of float32 vectors, rounded once on a GPU. The lowering fuses no product with a sum itself.
+    """(a, b, c) -> a b + c of float32 vectors, rounded once. The lowering fuses no product with a sum by itself.
 
-    The interpreter has no such instruction and rounds twice.
+    The interpreter has no such instruction and takes float64, in which the product is exact.
     """
     if plan.interpret:
-        return lambda a, b, c: a * b + c
+
+        def in_float64(a, b, c):
+            with jax.enable_x64(True):
+                a, b, c = (part.astype(jnp.float64) for part in (a, b, c))
+                return (a * b + c).astype(jnp.float32)
+
+        return in_float64
 
     def fma(a, b, c):
         (result,) = plt.elementwise_inline_asm(

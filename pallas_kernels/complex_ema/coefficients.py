@@ -45,7 +45,7 @@ class Coefficients(NamedTuple):
 
 def away_from_zero(value: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """The value, raised to TINY in magnitude: something that may be divided by."""
-    return jnp.where(jnp.abs(value) < TINY, jnp.copysign(jnp.float32(TINY), value), value)
+    return jnp.where(jnp.abs(value) < TINY, jnp.where(value < 0, -TINY, TINY), value)
 
 
 def coefficients(q: Complex64[Array, "D N"], chunk: int, *, divided_by: bool) -> Coefficients:
@@ -56,7 +56,8 @@ def coefficients(q: Complex64[Array, "D N"], chunk: int, *, divided_by: bool) ->
     with jax.enable_x64(True):
         re, im = re.astype(jnp.float64), im.astype(jnp.float64)
         sq = jnp.square(im).astype(jnp.float32)
-        scale = jnp.copysign(jnp.sqrt(sq.astype(jnp.float64)), im)
+        root = jnp.sqrt(sq.astype(jnp.float64))
+        scale = jnp.where(im < 0, -root, root)  # jnp.copysign fails on a folded, transposed constant
         straight = jnp.abs(im) < TINY  # does not turn within any memory
         turn = jnp.where(straight, 0.0, im - scale) * _steps_since(re * re + scale * scale)
         walk = (re, -sq, turn * scale, turn * re / jnp.where(straight, 1.0, scale))

@@ -1,4 +1,4 @@
-"""Parity tests of timestep_norm and of a model around it, shared by the interpreted, executed-IR and GPU lanes."""
+"""Parity of all kernels, and of a model around them, shared by the interpreted, executed-IR and GPU lanes."""
 
 import functools
 from dataclasses import replace
@@ -10,25 +10,26 @@ import numpy as np
 from bench import ops, parity
 from megalodon_jax.parameters import named_parameters
 from pallas_kernels import use_implementation
-from pallas_kernels.timestep_norm.specs import LONG, PARITY, Spec
+from pallas_kernels.complex_ema import specs as ema
+from pallas_kernels.timestep_norm import specs as norm
 from reference import oracle_numpy_model
 from tests import models
 from tests.tolerance import as_float64, assert_close, assert_policy
+from tests.torch_truth import torch_truth
 
-SPECS = (*PARITY, *LONG)
-IDS = [spec.name for spec in SPECS]
+NORM, EMA, LONG_EMA = (*norm.PARITY, *norm.LONG), ema.PARITY, ema.LONG
 MODEL_DTYPES = (jnp.float32, jnp.bfloat16)
 LONGEST_FOR_TORCH = 2048  # its backward walks a graph of every step
 
 
 @functools.cache
-def problem(spec: Spec):
+def problem(spec: ops.Spec):
     """Arrays, the float64 oracle's values and gradients, and the XLA reference's."""
     arrays = ops.of(spec).inputs(spec)
     return arrays, ops.of(spec).truth(spec, arrays), parity.evaluate(spec, arrays, "xla")
 
 
-def check(spec: Spec, rung: str) -> None:
+def check(spec: ops.Spec, rung: str) -> None:
     """Kernel, reference, float64 oracle and, where it is installed, the PyTorch oracle, on every value and gradient."""
     arrays, expected, reference = problem(spec)
     if spec.length <= LONGEST_FOR_TORCH:
@@ -40,34 +41,11 @@ def check(spec: Spec, rung: str) -> None:
 
 
 @functools.cache
-def oracles_agree(spec: Spec) -> None:
+def oracles_agree(spec: ops.Spec) -> None:
     """The float64 oracle and, where torch is installed, the PyTorch oracle."""
     arrays, expected, _ = problem(spec)
     for name, value in torch_truth(spec, arrays).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-8, atol=1e-8 * parity.scale(expected[name]))
-
-
-def torch_truth(spec: Spec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same values and gradients from the PyTorch oracle in float64; nothing where torch is not installed."""
-    try:
-        import torch
-    except ImportError:
-        return {}
-    from reference import oracle_torch
-
-    names = [name for name in ("x", "weight", "bias", "mean", "var") if name in arrays]
-    moving = {name: torch.tensor(arrays[name].astype(np.float64), requires_grad=True) for name in names}
-    fixed = {name: torch.tensor(arrays[name]) for name in ("mask", "segment_ids") if name in arrays}
-    state = (torch.tensor(arrays["count"]), moving["mean"], moving["var"]) if spec.state else None
-    y, (count, mean, var) = oracle_torch.timestep_norm(
-        moving["x"], moving.get("weight"), moving.get("bias"), num_groups=spec.groups, state=state,
-        statistics=spec.statistics, **fixed,
-    )  # fmt: skip
-    cotangents = (torch.tensor(arrays[name].astype(np.float64)) for name in ("dy", "dmean", "dvar"))
-    sum((value * cotangent).sum() for value, cotangent in zip((y, mean, var), cotangents, strict=True)).backward()
-    values = {"y": y, "state count": count, "state mean": mean, "state var": var}
-    gradients = {f"d{name}": tensor.grad for name, tensor in moving.items()}
-    return {name: tensor.detach().numpy() for name, tensor in (values | gradients).items()}
 
 
 def check_model(dtype, implementation: str) -> None:
@@ -91,7 +69,7 @@ def check_model(dtype, implementation: str) -> None:
 def _model_values(model, ids, implementation: str) -> dict[str, np.ndarray]:
     @eqx.filter_jit
     def everything(model):
-        with use_implementation(timestep_norm=implementation):
+        with use_implementation(timestep_norm=implementation, complex_ema=implementation):
             loss, gradients = eqx.filter_value_and_grad(lambda m: m.compute_loss(ids, ids))(model)
             return model(ids)[0], loss, gradients
 

@@ -1,0 +1,80 @@
+"""The ComplexEMA kernels against XLA reference and oracles: interpreted by Pallas, and as executed lowered IR."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bench import parity
+from bench.inspect.triton_ir import execute
+from bench.tolerance import shares
+from pallas_kernels import Tiles, complex_ema
+from pallas_kernels.complex_ema.specs import LONGEST_CHUNKS
+from tests import cases, ema_laws, kernel_parity
+
+on_both_rungs = pytest.mark.parametrize("rung", ["triton_interpret", "lowered"])
+
+
+@pytest.mark.parametrize("spec", kernel_parity.EMA, ids=str)
+def test_interpreted(spec):
+    kernel_parity.check(spec, "triton_interpret")
+
+
+@pytest.mark.parametrize("spec", kernel_parity.EMA, ids=str)
+def test_lowered(spec):
+    kernel_parity.check(spec, "lowered")
+
+
+@pytest.mark.parametrize("spec", kernel_parity.LONG_EMA, ids=str)
+def test_long_interpreted(spec):
+    kernel_parity.check(spec, "triton_interpret")
+
+
+@on_both_rungs
+def test_accuracy_of_the_longest_chunks(rung):
+    """Known shortfall: where all memory is far longer than a chunk of 256 steps, rounding along the chunk uses more
+    than what the policy allows, which is twice the error of a reference that rounds its state once in 32 steps."""
+    lines = parity.compare(LONGEST_CHUNKS, rung)
+    assert 1.0 < max(share for line in lines for share in shares(line)) <= 1.7
+    assert all(line.kernel.relative_rms <= 7.5e-7 for line in lines)
+
+
+@on_both_rungs
+@pytest.mark.parametrize("chunks", ema_laws.CHUNKS)
+def test_documents_never_touch(rung, chunks):
+    ema_laws.check_isolation(rung, chunks)
+
+
+@on_both_rungs
+def test_no_token_depends_on_a_later_one(rung):
+    ema_laws.check_causality(rung)
+
+
+@on_both_rungs
+@pytest.mark.parametrize("kind", ["mask", "segments"])
+def test_masked_inputs_may_hold_anything(rung, kind):
+    ema_laws.check_masked_inputs(rung, kind)
+
+
+@on_both_rungs
+@pytest.mark.parametrize("tiles", ema_laws.LAUNCH_SHAPES)
+def test_every_launch_shape_gives_the_same(rung, tiles):
+    ema_laws.check_launch_shape(rung, tiles)
+
+
+def test_execution_does_not_depend_on_the_order_of_the_programs():
+    x, p, q, gamma, omega, _ = map(jnp.asarray, cases.ema(cases.rng(4), 2, 100, 40, 2))
+    with ema_laws.both(Tiles(4, 3, 1)):
+        f = jax.grad(lambda x: jnp.sum(jnp.sin(complex_ema(x, p, q, gamma, omega, implementation="triton"))))
+        first, second = (np.asarray(execute(f, x, seed=seed)[0]) for seed in (0, 1))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_no_input_weight_and_an_incoming_state():
+    """p = 0 everywhere: the output is the decaying state alone, and its gradient by p is that of the inputs."""
+    x, p, q, gamma, _, h0 = map(jnp.asarray, cases.ema(cases.rng(5), 1, 40, 3, 2))
+    run = lambda p, i: complex_ema(x, p, q, gamma, h0=h0, return_state=True, implementation=i)  # noqa: E731
+    for value, expected in zip(run(0 * p, "triton_interpret"), run(0 * p, "xla"), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+    slope = lambda i: jax.grad(lambda p: jnp.sum(run(p, i)[0] * x))(0 * p)  # noqa: E731
+    np.testing.assert_allclose(slope("triton_interpret"), slope("xla"), rtol=1e-5, atol=1e-5)
