@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import cpu_ops, inspect_ops, inspect_parity
+from bench import cpu_ops, inspect_model, inspect_ops, inspect_parity, ops
 from bench.inspect import TARGETS
 
 _CPU = {"ops": cpu_ops.run}
-_INSPECT = {"ops": inspect_ops.SPECS, "parity": inspect_parity.SPECS}
+_INSPECT = {"ops": ops.PRESETS, "parity": ops.PARITY, "model": {}}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -18,16 +18,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.command == "cpu":
         _CPU[options.suite](lengths=options.lengths, rounds=options.rounds, json_file=options.json)
         return
-    known = _INSPECT[options.suite]
-    for name in options.spec or ():
-        if name not in known:
-            parser.error(f"no spec {name!r} in suite {options.suite}; its specs are: {'; '.join(known)}")
-    if options.suite == "ops":
-        inspect_ops.run(options.spec, options.target or inspect_ops.TARGETS, options.json)
-    elif options.target:
-        parser.error("--target is for --suite ops: parity runs on CPU")
+    specs = _specs(options.suite, options.spec or (), parser)
+    if options.suite == "parity":
+        if options.target:
+            parser.error("--target is not for --suite parity, which runs on CPU")
+        inspect_parity.run(specs, options.json)
+    elif options.suite == "model":
+        inspect_model.run(options.target or inspect_model.TARGETS, options.json)
     else:
-        inspect_parity.run(options.spec, options.json)
+        inspect_ops.run(specs, options.target or inspect_ops.TARGETS, options.json)
+
+
+def _specs(suite: str, names: Sequence[str], parser: argparse.ArgumentParser) -> ops.Titled:
+    known, found = _INSPECT[suite], {}
+    for name in names:
+        matching = ops.find(known, name)
+        if not matching:
+            parser.error(f"no spec {name!r} in suite {suite}; its specs are: {'; '.join(known) or 'none'}")
+        found |= matching
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,21 +81,23 @@ def _add_inspect(inspect: argparse.ArgumentParser) -> None:
         "--suite",
         choices=_INSPECT,
         default="ops",
-        help="ops: timestep_norm compiled for a GPU that is not there, kernels beside XLA (the default; needs the "
-        "extra inspect); parity: every output and gradient against float64, kernels and XLA side by side",
+        help="ops: the ops compiled for a GPU that is not there, kernels beside XLA (the default; needs the extra "
+        "inspect); parity: every output and gradient against float64, kernels and XLA side by side; model: a whole "
+        "training step compiled, kernels on and off (needs the extra inspect)",
     )
     inspect.add_argument(
         "--target",
         nargs="+",
         choices=TARGETS,
         metavar="SM",
-        help=f"ops: GPUs to compile for, of {', '.join(TARGETS)} (default: {' '.join(inspect_ops.TARGETS)})",
+        help=f"ops, model: GPUs to compile for, of {', '.join(TARGETS)} (default: {' '.join(inspect_ops.TARGETS)})",
     )
     inspect.add_argument(
         "--spec",
         nargs="+",
         metavar="NAME",
-        help="only these problems (default: all); ops then looks at each of them in detail",
+        help='only these problems (default: all), "complex_ema: headline" or, of every op, "headline"; '
+        "ops then looks at each of them in detail",
     )
     inspect.add_argument("--json", type=_writable, metavar="FILE", help="write every figure here")
 

@@ -1,6 +1,6 @@
-r"""The complex EMA as it is usually written in JAX: what `reference.complex_ema` is measured against.
+r"""The complex EMA as it is usually written in JAX: what `reference.complex_ema` and the kernels are measured against.
 
-Both compute, per batch row and feature, over N complex states and from a zero state,
+All compute, per batch row and feature, over N complex states and from a zero state,
 
     h[t] = q h[t-1] + p x[t]                    y[t] = Re(sum_n gamma_n h[t, n])
 
@@ -13,12 +13,19 @@ points, a power of two, so that nothing wraps around.
 
 `sequential_scan` runs the recurrence as it stands, one complex step after the other.
 
-Gradients of both are whatever JAX derives.
+`associative_scan` takes packed documents: pairs (a, b) = (q, p x), with a = 0 where a document begins, are joined in a
+tree over time,
+
+    (a, b) then (c, d)  ->  (a c, c b + d)
+
+Gradients are whatever JAX derives.
 """
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Complex64, Float32
+from jaxtyping import Array, Complex64, Float32, Int
+
+from reference.segments import state_resets
 
 
 def fft_convolution(
@@ -47,3 +54,21 @@ def sequential_scan(
     start = jnp.zeros((x.shape[0], *q.shape), q.dtype)
     _, y = lax.scan(step, start, jnp.moveaxis(x, 1, 0))
     return jnp.moveaxis(y, 0, 1)
+
+
+def associative_scan(
+    x: Float32[Array, "B L D"],
+    p: Float32[Array, "D N"],
+    q: Complex64[Array, "D N"],
+    gamma: Complex64[Array, "D N"],
+    segment_ids: Int[Array, "B L"],
+) -> Float32[Array, "B L D"]:
+    """The EMA of packed documents (no padding among them) as a parallel scan over time with all states in memory."""
+
+    def then(left, right):
+        return left[0] * right[0], right[0] * left[1] + right[1]
+
+    resets = state_resets(segment_ids)
+    factors = jnp.where(resets[..., None, None], jnp.zeros_like(q), q)
+    _, h = lax.associative_scan(then, (factors, (p * x[..., None]).astype(q.dtype)), axis=1)
+    return jnp.sum(jnp.real(gamma * h), axis=-1)

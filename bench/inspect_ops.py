@@ -1,6 +1,7 @@
-"""Suite `ops` of `inspect`: timestep_norm compiled for GPUs that are not there, kernels beside the XLA reference.
+"""Suite `ops` of `inspect`: the ops compiled for GPUs that are not there, kernels beside XLA.
 
-The headline problem, and every spec named, is looked at in detail; of the other presets only what their kernels need.
+The problems that have targets, and every spec named, are looked at in detail; of the other presets only what their
+kernels need.
 """
 
 import sys
@@ -11,50 +12,62 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bench import inspect_report, report
+from bench import ema_targets, inspect_report, norm_targets, ops, report
 from bench.figures import ProgramFigures, figures
 from bench.inspect import tools
 from bench.inspect.targets import find_target
+from bench.ops import Spec, Titled
 from bench.programs import MODES
-from bench.static_targets import verdicts
-from pallas_kernels.timestep_norm.specs import HEADLINE, PRESETS, Spec
 
-SPECS = {spec.name: spec for spec in PRESETS}
 TARGETS = ("sm_90",)
+VERDICTS = {
+    "timestep_norm: headline": norm_targets.verdicts,
+    "complex_ema: headline": ema_targets.plain,
+    "complex_ema: headline, packed": ema_targets.packed,
+}
 
 
-def run(specs: Sequence[str] | None = None, targets: Sequence[str] = TARGETS, json_file: Path | None = None) -> None:
+def run(specs: Titled | None = None, targets: Sequence[str] = TARGETS, json_file: Path | None = None) -> None:
     """Compile and print the tables; everything goes to `json_file` if given. Exits with 1 where wheels are missing."""
     jax.config.update("jax_platforms", "cpu")
     if reason := tools.missing():
         sys.exit(reason)
-    chosen = [SPECS[name] for name in dict.fromkeys(specs or SPECS)]
-    detailed = chosen if specs else [HEADLINE]
+    chosen = specs or ops.PRESETS
+    detailed = chosen if specs else VERDICTS
     record = {
         "versions": tools.versions(),
-        "targets": [_target(target, chosen, detailed) for target in dict.fromkeys(targets)],
+        "targets": [
+            {
+                "target": target,
+                "card": find_target(target).card,
+                "specs": [_spec(title, spec, target, title in detailed) for title, spec in chosen.items()],
+            }
+            for target in dict.fromkeys(targets)
+        ],
     }
     print(inspect_report.text(record))
     if json_file is not None:
         report.write_json(record, json_file)
 
 
-def _target(target: str, specs: Sequence[Spec], detailed: Sequence[Spec]) -> dict:
-    record = {"target": target, "card": find_target(target).card, "specs": [], "verdicts": []}
-    for spec in specs:
-        print(f"compiling {spec.name} for {target} ...", file=sys.stderr, flush=True)
-        work = spec in detailed
-        kernels = {mode: figures(spec, mode, "triton", target, work=work) for mode in MODES}
-        reference = {mode: figures(spec, mode, "xla", target) for mode in MODES} if work else None
-        record["specs"].append(_record(spec, kernels, reference))
-        if spec == HEADLINE:
-            record["verdicts"] = [asdict(verdict) for verdict in verdicts(spec, kernels)]
-    return record
-
-
-def _record(spec: Spec, kernels: dict[str, ProgramFigures], reference: dict[str, ProgramFigures] | None) -> dict:
+def _spec(title: str, spec: Spec, target: str, detailed: bool) -> dict:
+    print(f"compiling {title} for {target} ...", file=sys.stderr, flush=True)
+    op = ops.of(spec)
+    kernels = {mode: figures(spec, mode, "triton", target, detailed=detailed) for mode in MODES}
+    others = {"XLA reference": "xla", **{name: name for name in op.baselines(spec)}} if detailed else {}
+    judge = VERDICTS.get(title) if detailed else None
     return {
+        "op": op.NAME,
+        "problem": op.describe(spec),
         "spec": asdict(spec) | {"dtype": np.dtype(spec.dtype).name},
-        "kernels": {mode: asdict(program) for mode, program in kernels.items()},
-        "xla": None if reference is None else {mode: asdict(program) for mode, program in reference.items()},
+        "kernels": _plain(kernels),
+        "others": {
+            name: _plain({mode: figures(spec, mode, implementation, target) for mode in MODES})
+            for name, implementation in others.items()
+        },
+        "verdicts": [] if judge is None else [asdict(verdict) for verdict in judge(spec, kernels)],
     }
+
+
+def _plain(programs: dict[str, ProgramFigures]) -> dict:
+    return {mode: asdict(program) for mode, program in programs.items()}

@@ -6,27 +6,27 @@ nothing but the package.
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 
 import jax
 
 from bench import environment, ops, parity, report, tolerance
-from pallas_kernels.timestep_norm.specs import LONG, PARITY, Spec
+from bench.ops import Spec, Titled
 
 RUNGS = {"triton_interpret": "interpreted", "lowered": "executed IR"}
-SPECS = {spec.name: spec for spec in (*PARITY, *LONG)}
 SEED = 0
 
 
-def run(specs: Sequence[str] | None = None, json_file: Path | None = None) -> None:
+def run(specs: Titled | None = None, json_file: Path | None = None) -> None:
     """Print the table, write everything to `json_file` if given. Exits with 1 where the policy is broken."""
     jax.config.update("jax_platforms", "cpu")
     entries = []
-    for name in dict.fromkeys(specs or SPECS):
-        print(f"comparing {name} ...", file=sys.stderr, flush=True)
-        entries.append({"spec": name, "lines": compare(SPECS[name])})
+    for title, spec in (specs or ops.PARITY).items():
+        print(f"comparing {title} ...", file=sys.stderr, flush=True)
+        entries.append({"op": ops.of(spec).NAME, "spec": spec.name, "lines": compare(spec)})
     record = {
         "versions": environment.versions(),
         "seed": SEED,
@@ -69,16 +69,23 @@ def _line(rungs: dict[str, parity.Line]) -> dict:
 
 
 def text(record: dict) -> str:
+    """A table for each op."""
+    sections = [_header(record)]
+    for op, entries in groupby(record["specs"], lambda entry: entry["op"]):
+        sections.append(f"{op}\n{_table(entries)}")
+    return "\n\n".join([*sections, _summary(record)])
+
+
+def _table(entries: Iterable[dict]) -> str:
     """Per spec y, dx and, of the other outputs and gradients, the one that uses most of what the policy allows."""
     rows = []
-    for entry in record["specs"]:
+    for entry in entries:
         name = entry["spec"]
         for line in _shown(entry["lines"]):
             errors = [f"{line[of]['relative_rms']:.1e} / {line[of]['max_abs']:.1e}" for of in (*RUNGS, "xla")]
             rows.append([name, line["name"], *errors, f"{line['share']:.2f}", "ok" if line["within"] else "FAILED"])
             name = ""
-    header = ["spec", "", *RUNGS.values(), "XLA reference", "share", "policy"]
-    return f"{_header(record)}\n\n{report.table(header, rows, left=2)}\n\n{_summary(record)}"
+    return report.table(["spec", "", *RUNGS.values(), "XLA reference", "share", "policy"], rows, left=2)
 
 
 def _shown(lines: list[dict]) -> list[dict]:
@@ -92,7 +99,7 @@ def _header(record: dict) -> str:
     return "\n".join(
         [
             ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-            "timestep_norm on CPU against the float64 oracle: relative RMS / largest error, both over its RMS.",
+            "On CPU against the float64 oracle: relative RMS / largest error, both over its RMS.",
             "interpreted: the kernels run by Pallas' interpreter; executed IR: their lowered Triton IR run on CPU.",
             f"Policy: each error of a kernel is at most {policy['factor']:g} (gradients {policy['gradient_factor']:g}) "
             f"times that of the XLA reference, or {policy['floor_eps']:g} rounding units.",
@@ -104,9 +111,9 @@ def _header(record: dict) -> str:
 
 
 def _summary(record: dict) -> str:
-    every = [(entry["spec"], line) for entry in record["specs"] for line in entry["lines"]]
-    failures = [f"{spec}: {line['name']} ({line['share']:.2f})" for spec, line in every if not line["within"]]
+    every = [(f"{entry['op']}: {entry['spec']}", line) for entry in record["specs"] for line in entry["lines"]]
+    failures = [f"{spec}, {line['name']} ({line['share']:.2f})" for spec, line in every if not line["within"]]
     if failures:
         return "\n  ".join(["Parity: FAILED (share of what is allowed)", *failures])
     worst = max((line["share"], spec, line["name"]) for spec, line in every)
-    return f"Parity: passed, {len(every)} outputs and gradients, largest share {worst[0]:.2f} ({worst[1]}: {worst[2]})"
+    return f"Parity: passed, {len(every)} outputs and gradients, largest share {worst[0]:.2f} ({worst[1]}, {worst[2]})"

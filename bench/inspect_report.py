@@ -1,6 +1,7 @@
 """The record of suite `ops` of `inspect` as plain-text tables."""
 
 from collections.abc import Iterator
+from itertools import groupby
 
 from bench.report import table
 
@@ -8,16 +9,14 @@ _KERNEL = ("tokens", "chunks", "registers", "spills", "stack", "shared", "blocks
 
 
 def text(record: dict) -> str:
-    """The whole report: per target the problems in detail, then a table of all; the targets last."""
+    """The whole report: per target and op the problems in detail, then a table of all; the targets last."""
     sections = [_header(record)]
     for target in record["targets"]:
         sections.append(f"{target['target']}: {target['card']}")
-        for entry in target["specs"]:
-            if entry["xla"] is not None:
-                sections += [_problem(entry), _programs(entry), _kernels(entry), _work(entry)]
-        sections.append(_presets(target))
-    sections += [targets for target in record["targets"] if (targets := _targets(target))]
-    return "\n\n".join(sections)
+        for op, entries in groupby(target["specs"], lambda entry: entry["op"]):
+            sections += _op(f"{op}, {target['target']}", list(entries))
+    verdicts = ((target["target"], entry) for target in record["targets"] for entry in target["specs"])
+    return "\n\n".join([*sections, *(_targets(*pair) for pair in verdicts if pair[1]["verdicts"])])
 
 
 def _header(record: dict) -> str:
@@ -26,27 +25,32 @@ def _header(record: dict) -> str:
             ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
             "Compiled without a GPU: nothing was run or timed on one; times are a model.",
             "moved: operands + results of every launch of the compiled program; issued: the same with the loads and",
-            "stores that the kernels really issue, counted by running one group of one sequence through the Triton IR",
-            "interpreter, times batch x groups. Registers, spills (bytes) and stack (bytes) are per thread, shared",
-            "memory (bytes) is per block. GB and MB are powers of ten.",
+            "stores that the kernels really issue, counted by running some of their programs through the Triton IR",
+            "interpreter, with no document that begins or ends inside a sequence; cached: of it, loads of small arrays",
+            "(coefficients, weights, marks of tokens) that many programs read. Registers, spills (bytes) and stack",
+            "(bytes) are per thread, shared memory (bytes) is per block. CPU s: what the compilers took when the",
+            "program was compiled, perhaps in an earlier run. GB and MB are powers of ten.",
         ]
     )
 
 
-def _problem(entry: dict) -> str:
-    spec = entry["spec"]
-    options = [option for option in ("mask", "segments", "state") if spec[option]]
-    sizes = f"B = {spec['batch']}, L = {spec['length']}, D = {spec['features']}, G = {spec['groups']}"
-    return f"{spec['name']}: timestep_norm, {', '.join([sizes, spec['dtype'], spec['statistics'], *options])}"
+def _op(title: str, entries: list[dict]) -> list[str]:
+    sections = [f"{title}\n{'=' * len(title)}"]
+    for entry in entries:
+        if entry["others"]:
+            heading = f"{entry['spec']['name']}: {entry['op']}, {entry['problem']}"
+            sections += [heading, _programs(entry), _kernels(entry), _work(entry)]
+    return [*sections, f"presets of {title}\n{_presets(entries)}"]
 
 
 def _programs(entry: dict) -> str:
     rows = []
-    for mode in entry["kernels"]:
-        for name, key in (("kernel", "kernels"), ("XLA reference", "xla")):
-            program = entry[key][mode]
-            rows.append([mode, name, *_bytes(program), str(program["launches"]), *_memory(program)])
-    return table(["program", "", "GB moved", "GB issued", "launches", "temp MB", "largest MB"], rows, left=2)
+    for mode, program in entry["kernels"].items():
+        for name, other in (("kernel", program), *((name, modes[mode]) for name, modes in entry["others"].items())):
+            issued = [_gigabytes(other[key]) for key in ("bytes_moved", "bytes_issued", "bytes_cached")]
+            rows.append([mode, name, *issued, str(other["launches"]), *_memory(other), f"{other['cpu_seconds']:.1f}"])
+    header = ["program", "", "GB moved", "GB issued", "cached", "launches", "temp MB", "largest MB", "CPU s"]
+    return table(header, rows, left=2)
 
 
 def _kernels(entry: dict) -> str:
@@ -66,41 +70,39 @@ def _work(entry: dict) -> str:
             [
                 mode,
                 kernel["name"],
-                str(work["instructions"]),
-                str(work["tiles"]),
+                *(str(work[key]) for key in ("instructions", "fused", "products", "sums", "tiles")),
                 f"{work['per_element']:.1f}",
-                f"{work['bytes_moved'] / 1e6:.1f}",
-                f"{work['bytes_issued'] / 1e6:.1f}",
-                f"{work['bytes_issued'] / work['bytes_moved']:.3f}",
+                *(f"{work[key] / 1e6:.1f}" for key in ("bytes_moved", "bytes_issued", "bytes_cached")),
                 f"{work['issue_us']:.1f}",
                 f"{work['memory_us']:.1f}",
                 work["unit"],
             ]
         )
-    header = ["program", "kernel", "SASS/tile", "tiles", "SASS/element", "MB moved", "MB issued", "issued/moved"]
-    header += ["issue us", "memory us", "busiest unit"]
+    header = ["program", "kernel", "SASS/tile", "FFMA", "FMUL", "FADD", "tiles", "SASS/element"]
+    header += ["MB moved", "MB issued", "cached", "issue us", "memory us", "busiest unit"]
     return table(header, rows, left=2)
 
 
-def _presets(target: dict) -> str:
+def _presets(entries: list[dict]) -> str:
     """One row per kernel; the figures of a program stand on the row of its first."""
     rows = []
-    for entry in target["specs"]:
+    for entry in entries:
         name = entry["spec"]["name"]
         for mode, program in entry["kernels"].items():
             figures = [f"{program['bytes_moved'] / 1e6:.1f}", str(program["launches"]), *_memory(program)]
+            figures.append(f"{program['cpu_seconds']:.1f}")
             for kernel in program["kernels"]:
-                rows.append([name, mode, *figures, kernel["name"].removeprefix("timestep_norm_"), *_resources(kernel)])
+                rows.append([name, mode, *figures, kernel["name"].removeprefix(f"{entry['op']}_"), *_resources(kernel)])
                 name, mode, figures = "", "", [""] * len(figures)
-    header = ["spec", "program", "MB moved", "launches", "temp MB", "largest MB", "kernel", *_KERNEL]
-    return f"presets, {target['target']}\n{table(header, rows, left=2)}"
+    header = ["spec", "program", "MB moved", "launches", "temp MB", "largest MB", "CPU s", "kernel", *_KERNEL]
+    return table(header, rows, left=2)
 
 
-def _targets(target: dict) -> str:
+def _targets(target: str, entry: dict) -> str:
     return "\n".join(
-        f"target {target['target']}, {verdict['target']}: {'met' if verdict['met'] else 'MISSED'} "
-        f"({verdict['figure']:.3f})"
-        for verdict in target["verdicts"]
+        f"target {target}, {entry['op']}, {entry['spec']['name']}, {verdict['target']}: "
+        f"{'met' if verdict['met'] else 'MISSED'} ({verdict['figure']:.3f})"
+        for verdict in entry["verdicts"]
     )
 
 
@@ -110,9 +112,8 @@ def _each(entry: dict) -> Iterator[tuple[str, dict]]:
             yield mode, kernel
 
 
-def _bytes(program: dict) -> list[str]:
-    issued = program["bytes_issued"]
-    return [f"{program['bytes_moved'] / 1e9:.3f}", "-" if issued is None else f"{issued / 1e9:.3f}"]
+def _gigabytes(bytes_: int | None) -> str:
+    return "-" if bytes_ is None else f"{bytes_ / 1e9:.3f}"
 
 
 def _memory(program: dict) -> list[str]:

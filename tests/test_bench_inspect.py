@@ -1,4 +1,4 @@
-"""`python -m bench inspect`: both suites end to end, what they write, and that their verdicts can fail."""
+"""`python -m bench inspect`: its suites end to end, what they write, and that their verdicts can fail."""
 
 import json
 import subprocess
@@ -11,10 +11,12 @@ import pytest
 
 import bench
 from bench import __main__ as command_line
-from bench import figures, inspect_ops, inspect_parity, ops, parity, report, static_targets
+from bench import ema_targets, figures, inspect_model, inspect_parity, norm_targets, ops, parity, report, work
 from bench.inspect import tools
 from bench.programs import MODES
-from pallas_kernels.timestep_norm.specs import HEADLINE, LONG, PARITY, PRESETS
+from megalodon_jax import MegalodonConfig
+from pallas_kernels.complex_ema.specs import HEADLINE as EMA_HEADLINE
+from pallas_kernels.timestep_norm.specs import HEADLINE
 
 needs_tools = pytest.mark.skipif(tools.missing() is not None, reason=str(tools.missing()))
 
@@ -36,34 +38,40 @@ def test_ops_command(tmp_path):
         "nothing was run or timed on one; times are a model",
         "sm_80: NVIDIA A100-SXM4-80GB",
         f"{TOKEN}: timestep_norm, B = 8, L = 1, D = 4096, G = 64, bfloat16, token_mean, state",
-        "presets, sm_90",
+        f"{TOKEN}: complex_ema, B = 8, L = 1, D = 4096, N = 16, bfloat16, omega, h0, returned",
+        "presets of timestep_norm, sm_90",
+        "presets of complex_ema, sm_80",
     ):
         assert expected in finished.stdout
     record = json.loads(path.read_text())
     assert list(record) == ["versions", "targets"]
     assert [target["target"] for target in record["targets"]] == ["sm_90", "sm_80"]
     for target in record["targets"]:
-        assert target["verdicts"] == []  # the targets are those of the headline problem
-        (entry,) = target["specs"]
-        assert (entry["spec"]["name"], entry["spec"]["dtype"]) == (TOKEN, "bfloat16")
-        assert list(entry["kernels"]) == list(entry["xla"]) == list(MODES)
-        for mode in MODES:
-            ours, reference = entry["kernels"][mode], entry["xla"][mode]
-            assert 0 < ours["bytes_moved"] <= reference["bytes_moved"]
-            assert reference["bytes_issued"] is None
-            assert reference["kernels"] == []
-            assert ours["kernels"]
-            for kernel in ours["kernels"]:
-                assert kernel["registers"] > 0
-                assert kernel["work"]["tiles"] == 1
+        assert [entry["op"] for entry in target["specs"]] == ["timestep_norm", "complex_ema"]
+        for entry in target["specs"]:
+            assert entry["verdicts"] == []  # the targets are those of the headline problems
+            assert (entry["spec"]["name"], entry["spec"]["dtype"]) == (TOKEN, "bfloat16")
+            assert list(entry["others"]) == ["XLA reference"]
+            for mode in MODES:
+                ours, reference = entry["kernels"][mode], entry["others"]["XLA reference"][mode]
+                assert ours["bytes_moved"] > 0
+                assert reference["bytes_moved"] > 0
+                assert reference["bytes_issued"] is None
+                assert reference["kernels"] == []
+                assert ours["cpu_seconds"] > 0
+                assert ours["kernels"]
+                for kernel in ours["kernels"]:
+                    assert kernel["registers"] > 0
+                    assert kernel["work"]["tiles"] == 1
 
 
 @needs_tools
 @pytest.mark.parametrize("name", ["one sequence", "headline, packed"])
 def test_figures_of_kernels_with_several_loops_and_chunks(name):
-    program = figures.figures(inspect_ops.SPECS[name], "forward", "triton", "sm_90", work=True)
+    spec = ops.PRESETS[f"timestep_norm: {name}"]
+    program = figures.figures(spec, "forward", "triton", "sm_90", detailed=True)
     assert program.bytes_issued is not None
-    assert program.bytes_issued <= static_targets.ISSUED * program.bytes_moved
+    assert program.bytes_issued <= norm_targets.ISSUED * program.bytes_moved
     assert all(kernel.work.issue_us > 0 for kernel in program.kernels)
     if name == "one sequence":
         assert [kernel.name for kernel in program.kernels] == ["timestep_norm_forward_totals", "timestep_norm_forward"]
@@ -74,15 +82,15 @@ def test_figures_of_kernels_with_several_loops_and_chunks(name):
 
 
 def made_up(**changes):
-    work = figures.Work(10, 4, 1.0, 100, 110, issue_us=1.0, memory_us=2.0, unit="issue")
-    kernel = figures.KernelFigures("k", 8, 1, 128, 32, 0, 0, 0, 16, "threads", 0, 0, work)
-    program = figures.ProgramFigures(100, 110, 1, 0, 0, (kernel,))
+    done = work.Work(10, 4, 1.0, 100, 0, 0, 100, 110, 0, issue_us=1.0, memory_us=2.0, unit="issue")
+    kernel = figures.KernelFigures("k", 8, 1, 128, 32, 0, 0, 0, 16, "threads", 0, 0, done)
+    program = figures.ProgramFigures(100, 110, 0, 1, 0, 0, 1.0, (kernel,))
     return {mode: replace(program, **changes) for mode in MODES}
 
 
 def test_targets_can_be_missed():
     def missed(programs):
-        return [verdict.target for verdict in static_targets.verdicts(HEADLINE, programs) if not verdict.met]
+        return [verdict.target for verdict in norm_targets.verdicts(HEADLINE, programs) if not verdict.met]
 
     (kernel,) = made_up()["forward"].kernels
     slow = replace(kernel, work=replace(kernel.work, issue_us=3.0))
@@ -101,10 +109,65 @@ def test_targets_can_be_missed():
         assert all(name in target for target in found)
 
 
-def test_missing_wheels_are_one_line(monkeypatch, capsys):
+def test_targets_of_complex_ema_can_be_missed():
+    (kernel,) = made_up()["forward"].kernels
+    three = tuple(replace(kernel, name=f"complex_ema_{name}") for name in ("ends", "join", "forward"))
+
+    def missed(kernels=three, **changes):
+        programs = made_up(kernels=kernels, **changes)
+        verdicts = ema_targets.plain(EMA_HEADLINE, programs) + ema_targets.packed(EMA_HEADLINE, programs)
+        return [verdict.target for verdict in verdicts if not verdict.met]
+
+    def with_work(name, **changes):
+        return [replace(one, work=replace(one.work, **changes)) if name in one.name else one for one in three]
+
+    assert missed() == []
+    for changes, name, times in (
+        ({"bytes_moved": int(1.01e9)}, "GB moved", 3),
+        ({"bytes_issued": 131}, "issued", 4),
+        ({"bytes_issued": 131, "bytes_cached": 5}, "issued / moved", 2),
+        ({"temporary_bytes": int(0.31e9)}, "GB of temporary memory", 2),
+        ({"cpu_seconds": 91.0}, "CPU s", 3),
+        ({"kernels": (*three, replace(kernel, spill_bytes=4))}, "bytes spilled", 3),
+        ({"kernels": (*three, replace(kernel, stack_bytes=8))}, "bytes spilled", 3),
+        ({"kernels": with_work("forward", per_element=95.1)}, "SASS per element, complex_ema_forward <= 95", 1),
+        ({"kernels": with_work("ends", per_element=60.1)}, "SASS per element, complex_ema_ends <= 60", 1),
+        ({"kernels": with_work("ends", products=6)}, "(FMUL + FADD) / FFMA, complex_ema_ends", 1),
+        ({"kernels": with_work("forward", fused=0, sums=1)}, "(FMUL + FADD) / FFMA, complex_ema_forward", 1),
+    ):
+        found = missed(**changes)
+        assert len(found) == times
+        assert all(name in target for target in found)
+
+
+@needs_tools
+def test_model_command(monkeypatch, tmp_path, capsys):
+    small = MegalodonConfig(
+        vocab_size=32, model_dim=32, num_layers=1, z_dim=16, value_dim=32, ffn_hidden_dim=32, cema_ndim=2,
+        chunk_size=32, norm_num_groups=4, compute_dtype="bfloat16",
+    )  # fmt: skip
+    monkeypatch.setattr(inspect_model, "CONFIG", small)
+    monkeypatch.setattr(inspect_model, "LENGTH", 64)
+    path = tmp_path / "out.json"
+    command_line.main(["inspect", "--suite", "model", "--json", str(path)])
+    printed = capsys.readouterr().out
+    assert "a model of 1 layers of dimension 32" in printed
+    assert "complex_ema_backward" in printed
+    (target,) = json.loads(path.read_text())["targets"]
+    with_kernels, without = target["steps"]["kernels"], target["steps"]["XLA"]
+    for step in (with_kernels, without):
+        assert sum(step["bytes_by_kind"].values()) == step["bytes_moved"] > 0
+        assert sum(step["launches_by_kind"].values()) == step["launches"]
+    assert not [kind for kind in without["launches_by_kind"] if "complex_ema" in kind or "timestep_norm" in kind]
+    assert with_kernels["launches_by_kind"]["timestep_norm_forward"] == 2
+    assert with_kernels["launches"] < without["launches"]
+
+
+@pytest.mark.parametrize("suite", ["ops", "model"])
+def test_missing_wheels_are_one_line(suite, monkeypatch, capsys):
     monkeypatch.setattr(tools, "missing", lambda: "no wheels")
     with pytest.raises(SystemExit) as stopped:
-        command_line.main(["inspect"])
+        command_line.main(["inspect", "--suite", suite])
     assert stopped.value.code == "no wheels"  # printed by Python on the way out, with exit status 1
     assert capsys.readouterr().out == ""
 
@@ -112,18 +175,21 @@ def test_missing_wheels_are_one_line(monkeypatch, capsys):
 def test_parity_command(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tools, "missing", lambda: "no wheels")  # parity needs none
     path = tmp_path / "out.json"
-    command_line.main(["inspect", "--suite", "parity", "--spec", "one token", "--json", str(path)])
+    both = ["one token", "complex_ema: one step"]
+    command_line.main(["inspect", "--suite", "parity", "--spec", *both, "--json", str(path)])
     printed = capsys.readouterr().out
-    assert "Parity: passed, 7 outputs and gradients" in printed
-    assert printed.count(" ok\n") == 3
+    assert "Parity: passed, 15 outputs and gradients" in printed
+    assert printed.count(" ok\n") == 6
     record = json.loads(path.read_text())
     assert list(record) == ["versions", "seed", "policy", "passed", "specs"]
     assert record["passed"] is True
-    (entry,) = record["specs"]
-    assert entry["spec"] == "one token"
+    entry, other = record["specs"]
+    assert (entry["op"], entry["spec"]) == ("timestep_norm", "one token")
+    assert (other["op"], other["spec"]) == ("complex_ema", "one step")
+    assert [line["name"] for line in other["lines"]] == ["y", "state", "dx", "dp", "dq", "dgamma", "domega", "dh0"]
     names = ["y", "state mean", "state var", "state count", "dx", "dweight", "dbias"]
     assert [line["name"] for line in entry["lines"]] == names
-    for line in entry["lines"]:
+    for line in entry["lines"] + other["lines"]:
         for of in ("triton_interpret", "lowered", "xla"):
             assert set(line[of]) == {"relative_rms", "max_abs"}
         assert 0 <= line["share"] <= 1
@@ -153,14 +219,17 @@ def test_parity_can_fail(rung, name, wrong, monkeypatch, tmp_path, capsys):
     assert stopped.value.code == 1
     printed = capsys.readouterr().out
     assert "Parity: FAILED" in printed
-    assert f"one token: {name} (" in printed
+    assert f"timestep_norm: one token, {name} (" in printed
     lines = json.loads(path.read_text())["specs"][0]["lines"]
     assert [line["name"] for line in lines if not line["within"]] == [name]
 
 
-def test_suites_know_every_spec():
-    assert list(inspect_ops.SPECS.values()) == list(PRESETS)
-    assert list(inspect_parity.SPECS.values()) == [*PARITY, *LONG]
+def test_names_of_specs():
+    assert list(ops.find(ops.PRESETS, "headline")) == ["timestep_norm: headline", "complex_ema: headline"]
+    assert ops.find(ops.PRESETS, "complex_ema: headline") == {"complex_ema: headline": EMA_HEADLINE}
+    assert list(ops.find(ops.PRESETS, "32 states")) == ["complex_ema: 32 states"]
+    assert ops.find(ops.PRESETS, "complex_ema") == {}
+    assert ops.PRESETS["timestep_norm: headline"] == HEADLINE
 
 
 def test_table_alignment():
@@ -173,9 +242,10 @@ def test_table_alignment():
     [
         (["--suite", "nonsense"], "invalid choice: 'nonsense'"),
         (["--target", "sm_70"], "invalid choice: 'sm_70'"),
-        (["--spec", "plain"], "no spec 'plain' in suite ops; its specs are: headline; headline, float32; "),
-        (["--suite", "parity", "--spec", "headline"], "no spec 'headline' in suite parity; its specs are: one token; "),
-        (["--suite", "parity", "--target", "sm_90"], "--target is for --suite ops"),
+        (["--spec", "plain"], "no spec 'plain' in suite ops; its specs are: timestep_norm: headline; timestep_norm: h"),
+        (["--suite", "parity", "--spec", "headline"], "no spec 'headline' in suite parity; its specs are: timestep_"),
+        (["--suite", "model", "--spec", "headline"], "no spec 'headline' in suite model; its specs are: none"),
+        (["--suite", "parity", "--target", "sm_90"], "--target is not for --suite parity"),
         (["--json", "missing-folder/out.json"], "expected a file in an existing folder"),
     ],
 )

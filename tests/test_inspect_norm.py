@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import pytest
 
 from bench import ops
-from bench.figures import figures, main_loop
+from bench.figures import figures
 from bench.inspect import TARGETS, compile_program, tools
+from bench.norm_targets import verdicts
 from bench.ops import norm
 from bench.programs import MODES
-from bench.static_targets import verdicts
+from bench.work import nest
 from pallas_kernels import use_tiles
 from pallas_kernels.timestep_norm.specs import HEADLINE, PARITY, PRESETS
 
@@ -25,7 +26,7 @@ STATISTIC = 4 * HEADLINE.batch * HEADLINE.groups * HEADLINE.length
 
 @pytest.fixture(scope="module")
 def headline():
-    return {mode: figures(HEADLINE, mode, "triton", "sm_90", work=True) for mode in MODES}
+    return {mode: figures(HEADLINE, mode, "triton", "sm_90", detailed=True) for mode in MODES}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_one_trip_of_the_main_loop_is_one_tile(headline, kernels):
     """The trip counts that times are modelled with: bfloat16 results are stored 16 bytes (8 elements) at once."""
     for found in headline[BOTH].kernels:
         kernel = kernels[found.name]
-        loop = main_loop(kernel)
+        (loop,) = nest(kernel, 1)
         assert [other for other in kernel.loops if not other.waits] == [loop]
         opcodes = [instruction.opcode for instruction in loop.instructions]
         wide = sum(opcode.startswith("STG") and opcode.endswith(".128") for opcode in opcodes)

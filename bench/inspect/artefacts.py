@@ -5,7 +5,7 @@ Everything else (`Program`, `Kernel`) is read from these, so that one from a fil
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 _THUNK = re.compile(
@@ -36,6 +36,8 @@ class Artefacts:
     output_bytes: int
     alias_bytes: int
     temporary_bytes: int
+    # CPU time of XLA with Triton and ptxas; not about the program, and no two compilations take the same.
+    cpu_seconds: float = field(default=0.0, compare=False)
 
     def to_plain(self) -> dict[str, Any]:
         """Strings, integers and dictionaries of strings only."""
@@ -48,7 +50,7 @@ class Artefacts:
         Raises:
             ValueError: a missing or unknown entry, or one of another type.
         """
-        names = {field.name: field.type for field in fields(cls)}
+        names = {entry.name: entry.type for entry in fields(cls)}
         if not isinstance(plain, Mapping) or set(plain) != set(names):
             raise ValueError(f"expected the entries {', '.join(names)}")
         for name, wanted in names.items():
@@ -69,6 +71,11 @@ def geometries(thunks: str) -> dict[str, Geometry]:
     for match in _THUNK.finditer(thunks):
         found[match["name"]] = Geometry(_three(match["grid"]), _three(match["threads"]), int(match["shared"] or 0))
     return found
+
+
+def launched(thunks: str) -> tuple[str, ...]:
+    """Names of the kernels in the order in which XLA lists their launches; one launched twice is there twice."""
+    return tuple(match["name"] for match in _THUNK.finditer(thunks))
 
 
 def _three(text: str) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ What such a program says about time is limited: matmuls left to XLA are not tune
 import importlib
 import os
 import re
+import resource
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache as remembered
@@ -116,6 +117,7 @@ def _compile(
 ) -> Artefacts:
     with tempfile.TemporaryDirectory(prefix="inspect_") as name:
         folder = Path(name)
+        begun = _cpu_seconds()
         compiled = lowered.compile(
             compiler_options={
                 **options,
@@ -125,6 +127,7 @@ def _compile(
                 **({"xla_dump_emitter_re": "ptx"} if jax.__version_info__ >= (0, 11) else {}),
             }
         )
+        seconds = _cpu_seconds() - begun
         text = compiled.as_text()
         memory = compiled.memory_analysis()
         if text is None or memory is None:
@@ -147,7 +150,14 @@ def _compile(
         output_bytes=memory.output_size_in_bytes,
         alias_bytes=memory.alias_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
+        cpu_seconds=seconds,
     )
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process, all its threads, and of the programs it has run."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def _entries(modules: Iterable[str]) -> dict[str, str]:

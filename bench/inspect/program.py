@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from bench.inspect.artefacts import Artefacts, Geometry, geometries
+from bench.inspect.artefacts import Artefacts, Geometry, geometries, launched
 from bench.inspect.buffers import Buffer
 from bench.inspect.hlo import Launch, Traffic, runs, traffic
 from bench.inspect.loops import Loop, find_loops
@@ -83,6 +83,11 @@ class Program:
         """The memory that is neither argument nor result."""
         return self.artefacts.temporary_bytes
 
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time the compilers took when the program was compiled, which may have been in an earlier process."""
+        return self.artefacts.cpu_seconds
+
     @cached_property
     def kernels(self) -> Mapping[str, Kernel]:
         """Inspected kernels by name, in the order of their first launch."""
@@ -117,6 +122,23 @@ class Program:
         """Names given to `pallas_call`, each once, in the order of their first launch."""
         names = (launch.kernel for launch in self.traffic.launches if launch.kind == "pallas")
         return tuple(dict.fromkeys(names))
+
+    @property
+    def pallas_launches(self) -> tuple[tuple[Launch, Kernel], ...]:
+        """Every launch of a Pallas kernel with the machine code it runs, in order.
+
+        XLA numbers kernels of one name: which launch runs which of them shows only in the order of both lists.
+
+        Raises:
+            RuntimeError: the lists differ.
+        """
+        ours = [launch for launch in self.traffic.launches if launch.kind == "pallas"]
+        names = [name for name in launched(self.artefacts.thunks) if any(runs(one.kernel, name) for one in ours)]
+        if len(names) != len(ours) or not all(runs(one.kernel, name) for one, name in zip(ours, names, strict=True)):
+            raise RuntimeError(
+                f"the program launches {[one.kernel for one in ours]}, XLA's list of launches has {names}"
+            )
+        return tuple((launch, self.kernels[name]) for launch, name in zip(ours, names, strict=True))
 
     def launches_of(self, kernel: str) -> tuple[Launch, ...]:
         """Launches of a kernel. Different Pallas kernels of one name share theirs: give them different names.

@@ -2,26 +2,46 @@
 
 A module has
 
+    NAME                                    of the op
+    describe(spec)                          its sizes and options in words
     inputs(spec, seed)                      random arrays, the cotangents included
     values(spec, implementation)            function of them: every output and gradient by name
     truth(spec, arrays)                     the same from the float64 oracle
     program(spec, mode, implementation)     the program that is compiled and inspected, and its abstract argument
-    launches(spec, target)                  its kernels with their tiles
-    elements(spec, tiles)                   elements of x in a tile
-    chunk(spec, tiles)                      tokens of a chunk
-    alike(grid)                             programs of a grid that do all there is to do, and how often
-    KERNELS                                 their names, forward first
+    baselines(spec)                         further implementations that `program` knows, by other people's formulas
+    walk(spec, mode, kernel)                how a compiled kernel of that program walks over the sequence
+    alike(call)                             programs of its grid that do all there is to do, with how often they occur
+    cached(spec)                            shapes of small arrays that many programs of a kernel read
+    KERNELS                                 names of those with tiles of their own, forward first
 """
 
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 
 from bench.ops import ema, norm
+from pallas_kernels.complex_ema import specs as ema_specs
 from pallas_kernels.complex_ema.specs import Spec as EmaSpec
+from pallas_kernels.timestep_norm import specs as norm_specs
 from pallas_kernels.timestep_norm.specs import Spec as NormSpec
 
 Spec = NormSpec | EmaSpec
+Titled = dict[str, Spec]
 
 
 def of(spec: Spec) -> ModuleType:
     """The module of the op that a spec is of."""
     return {NormSpec: norm, EmaSpec: ema}[type(spec)]
+
+
+def _titled(specs: Iterable[Spec]) -> Titled:
+    return {f"{of(spec).NAME}: {spec.name}": spec for spec in specs}
+
+
+# Of every op, by "op: name".
+PRESETS = _titled((*norm_specs.PRESETS, *ema_specs.PRESETS))
+PARITY = _titled((*norm_specs.PARITY, *norm_specs.LONG, *ema_specs.PARITY, *ema_specs.LONG))
+
+
+def find(known: Mapping[str, Spec], name: str) -> Titled:
+    """The spec "op: name", or, for a name alone, that of every op that has it."""
+    return {title: spec for title, spec in known.items() if name in (title, spec.name)}

@@ -4,6 +4,7 @@ forward             (inputs) -> y; for a spec that returns its state, (y, h)
 forward+backward    (dy, inputs) -> (y, all gradients)
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -11,22 +12,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench.baselines import associative_scan, fft_convolution
+from bench.inspect import Kernel
+from bench.inspect.lowering import TritonCall
 from bench.ops.documents import documents
+from bench.ops.walk import Walk
 from bench.programs import MODES
 from pallas_kernels import complex_ema
-from pallas_kernels._tiles import Architecture, Launch, Tiles
+from pallas_kernels._tiles import Architecture, Tiles
 from pallas_kernels.complex_ema import tiles as heuristic
-from pallas_kernels.complex_ema.launch import BACKWARD, FORWARD
+from pallas_kernels.complex_ema.launch import BACKWARD, ENDS, ENDS_BLOCK, FORWARD, JOIN
+from pallas_kernels.complex_ema.math import STEADY
 from pallas_kernels.complex_ema.problem import LANES, Problem
 from pallas_kernels.complex_ema.specs import Spec
+from pallas_kernels.complex_ema.triton_forward import LANES_OF_JOIN
 from reference import oracle_numpy
 
+NAME = "complex_ema"
 KERNELS = (FORWARD, BACKWARD)
+FFT, SCAN = "FFT convolution", "associative scan"
 _MOVING = ("x", "p", "q", "gamma", "omega", "h0")
 _TOKENS = ("mask", "segment_ids")
 _EDGES = (0.9, 0.9 + 1e-9j, -0.95, 0.0, 0.8j, 0.99999, 0.99999 * np.exp(0.3j), 0.5, 0.7 + 0.1j)
 
 Arrays = dict[str, jax.ShapeDtypeStruct]
+
+
+def describe(spec: Spec) -> str:
+    """Its sizes and options."""
+    sizes = f"B = {spec.batch}, L = {spec.length}, D = {spec.features}, N = {spec.states}"
+    options = [option for option in ("omega", "mask", "segments", "h0", "returned") if getattr(spec, option)]
+    return ", ".join([sizes, np.dtype(spec.dtype).name, *options])
 
 
 def inputs(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
@@ -97,32 +113,60 @@ def program(spec: Spec, mode: str, implementation: str) -> tuple[Callable, Array
 
 
 def _ema(spec: Spec, implementation: str, arrays: dict):
+    if implementation in (FFT, SCAN):
+        return _baseline(implementation, **arrays)
     options = {key: arrays.get(key) for key in (*_TOKENS, "h0")}
     given = [arrays.get(key) for key in _MOVING[:-1]]
     run = partial(complex_ema, *given, **options, implementation=implementation)
     return run(return_state=True) if spec.returned else run()
 
 
-def launches(spec: Spec, target: str) -> tuple[Launch, ...]:
-    """Its kernels with their tiles."""
-    arrays = spec.arrays()
-    ids = arrays.get("segment_ids")
-    return heuristic.launches(Architecture.of(target), arrays["x"], arrays["p"], segment_ids=ids)
+def _baseline(name: str, *, x, p, q, gamma, omega=None, dy=None, **documents):
+    """y in the dtype of x; computed in float32."""
+    wide = x.astype(jnp.float32)
+    y = (fft_convolution if name == FFT else associative_scan)(wide, p, q, gamma, **documents)
+    return (y if omega is None else y + omega * wide).astype(x.dtype)
 
 
-def elements(spec: Spec, tiles: Tiles) -> int:
-    """Elements of x in a tile."""
-    return tiles.block_length * LANES * tiles.num_warps
+def baselines(spec: Spec) -> tuple[str, ...]:
+    """The form in which the problem is usually written, where there is one without mask and state."""
+    if spec.mask or spec.h0 or spec.returned:
+        return ()
+    return (SCAN,) if spec.segments else (FFT,)
 
 
-def chunk(spec: Spec, tiles: Tiles) -> int:
-    """Tokens of a chunk."""
-    return Problem(spec.batch, spec.length, spec.features, spec.states).chunks(tiles)[1]
+def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
+    """Stretches of STEADY steps, tiles inside them, no tile walked step by step; joining, a step for each chunk."""
+    arrays, gpu = spec.arrays(), Architecture.of(kernel.target.name)
+    plan = heuristic.launches(gpu, arrays["x"], arrays["p"], segment_ids=arrays.get("segment_ids"))
+    tiles = {launch.kernel: launch.tiles for launch in plan}
+    parts = tiles[FORWARD if mode == MODES[0] else BACKWARD].num_chunks  # what is saved is saved at those
+    chunks, chunk = Problem(spec.batch, spec.length, spec.features, spec.states).chunks(Tiles(1, parts, 1))
+    name = re.sub(r"__\d+$", "", kernel.name)  # XLA numbers equal names
+    if name == JOIN:
+        # The compilers unroll the loop over chunks; a step has two stores.
+        longest = max(kernel.loops, key=lambda loop: len(loop.instructions), default=None)
+        unrolled = chunks - 1 if longest is None else longest.histogram["STG"] // 2
+        elements = LANES_OF_JOIN * chunk // spec.states
+        return Walk(unrolled * chunk, chunks, unrolled * elements, (-(-(chunks - 1) // unrolled),), others=1)
+    steps = min(chunk, spec.length)
+    own = tiles[BACKWARD if name == BACKWARD else FORWARD]
+    block = ENDS_BLOCK if name == ENDS else own.block_length
+    elements = block * LANES * own.num_warps
+    whole = steps // block
+    stretch = min(STEADY // block, whole)
+    return Walk(block, chunks, elements, (-(-steps // STEADY), stretch), others=0 if whole else steps)
 
 
-def alike(grid) -> tuple[list[int], int]:
-    """One block of features of one sequence through all its chunks: every block of every sequence does the same."""
-    blocks, middle, *batch = grid
-    if not batch or batch == [1]:  # the joining of chunks: one program per block and row
-        return [0], blocks * middle
-    return [number * blocks for number in range(middle)], blocks * batch[0]
+def alike(call: TritonCall) -> list[tuple[list[int], int]]:
+    """One block of features of one sequence, its first chunk for all but the last: what others do is the same."""
+    blocks, middle, last = call.grid
+    if call.name == JOIN:  # blocks, batch
+        return [([0], blocks * middle)]
+    return [([0], (middle - 1) * blocks * last), ([(middle - 1) * blocks], blocks * last)]
+
+
+def cached(spec: Spec) -> set[tuple[int, ...]]:
+    """Shapes of the coefficients (of each state, of all of them in a row, omega), and of marks of tokens."""
+    each = {(spec.states, spec.features), (spec.states * spec.features,), (spec.features,)}
+    return {*each, (spec.batch, spec.length)}

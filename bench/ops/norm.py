@@ -9,20 +9,31 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from bench.inspect import Kernel
+from bench.inspect.lowering import TritonCall
 from bench.ops.documents import documents
+from bench.ops.walk import Walk
 from bench.programs import MODES
 from pallas_kernels import timestep_norm
-from pallas_kernels._tiles import Architecture, Launch, Tiles
+from pallas_kernels._tiles import Architecture
 from pallas_kernels.timestep_norm import tiles as heuristic
 from pallas_kernels.timestep_norm.launch import BACKWARD, FORWARD
 from pallas_kernels.timestep_norm.problem import Problem
 from pallas_kernels.timestep_norm.specs import Spec
 from reference import oracle_numpy
 
+NAME = "timestep_norm"
 KERNELS = (FORWARD, BACKWARD)
 _MOVING = ("x", "weight", "bias", "mean", "var")
 
 Arrays = dict[str, jax.ShapeDtypeStruct]
+
+
+def describe(spec: Spec) -> str:
+    """Its sizes and options."""
+    sizes = f"B = {spec.batch}, L = {spec.length}, D = {spec.features}, G = {spec.groups}"
+    options = [option for option in ("mask", "segments", "state") if getattr(spec, option)]
+    return ", ".join([sizes, np.dtype(spec.dtype).name, spec.statistics, *options])
 
 
 def inputs(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
@@ -123,23 +134,32 @@ def _norm(spec: Spec, implementation: str, arrays: dict, *, return_state: bool =
     )
 
 
-def launches(spec: Spec, target: str) -> tuple[Launch, ...]:
-    """Its kernels with their tiles."""
-    gpu = Architecture.of(target)
-    return heuristic.launches(gpu, spec.arrays()["x"], num_groups=spec.groups, statistics=spec.statistics)
+def baselines(spec: Spec) -> tuple[str, ...]:
+    """None: the XLA reference is the only other implementation."""
+    return ()
 
 
-def elements(spec: Spec, tiles: Tiles) -> int:
-    """Elements of x in a tile."""
-    return tiles.block_length * spec.features // spec.groups
+def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
+    """One loop over the tiles of a chunk; loops inside it walk the documents of a tile, taken to be one."""
+    gpu = Architecture.of(kernel.target.name)
+    plan = heuristic.launches(gpu, spec.arrays()["x"], num_groups=spec.groups, statistics=spec.statistics)
+    tiles = next(launch.tiles for launch in plan if launch.kernel == kernel.name.removesuffix("_totals"))
+    problem = Problem(spec.batch, spec.length, spec.features, spec.groups, 0.0, spec.statistics)
+    return Walk(
+        tokens=tiles.block_length,
+        chunks=kernel.grid[2],
+        elements=tiles.block_length * spec.features // spec.groups,
+        trips=(-(-problem.chunks(tiles)[1] // tiles.block_length),),
+        others=1,
+    )
 
 
-def chunk(spec: Spec, tiles: Tiles) -> int:
-    """Tokens of a chunk."""
-    return Problem(spec.batch, spec.length, spec.features, spec.groups, 0.0, spec.statistics).chunks(tiles)[1]
-
-
-def alike(grid) -> tuple[list[int], int]:
+def alike(call: TritonCall) -> list[tuple[list[int], int]]:
     """One group of one sequence through all its chunks: every group of every sequence does the same."""
-    groups, batch, chunks = grid
-    return [number * groups * batch for number in range(chunks)], groups * batch
+    groups, batch, chunks = call.grid
+    return [([number * groups * batch for number in range(chunks)], groups * batch)]
+
+
+def cached(spec: Spec) -> set[tuple[int, ...]]:
+    """Shapes of weight and bias, and of marks of tokens."""
+    return {(spec.features,), (spec.batch, spec.length)}
