@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from bench.inspect import tools
 from bench.programs import MODES
 from megalodon_jax import MegalodonConfig
 from pallas_kernels.complex_ema.specs import HEADLINE as EMA_HEADLINE
+from pallas_kernels.complex_ema.specs import Spec as EmaSpec
 from pallas_kernels.timestep_norm.specs import HEADLINE
 
 needs_tools = pytest.mark.skipif(tools.missing() is not None, reason=str(tools.missing()))
@@ -138,6 +140,19 @@ def test_targets_of_complex_ema_can_be_missed():
         found = missed(**changes)
         assert len(found) == times
         assert all(name in target for target in found)
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_baselines_compute_complex_ema(segments):
+    spec = EmaSpec("small", 2, 50, 5, 3, segments=segments)
+    arrays = ops.ema.inputs(spec)
+    if segments:  # no padding: the baseline knows none
+        arrays["segment_ids"] = np.repeat([[1, 1, 2, 5, 5], [3, 1, 1, 2, 2]], 10, axis=1).astype(np.int32)
+    (name,) = ops.ema.baselines(spec)
+    program, expected = (jax.jit(ops.ema.program(spec, MODES[1], which)[0]) for which in (name, "xla"))
+    arrays = jax.device_put(arrays)
+    for found, value in zip(jax.tree.leaves(program(arrays)), jax.tree.leaves(expected(arrays)), strict=True):
+        np.testing.assert_allclose(found, value, rtol=0, atol=1e-4 * np.abs(value).max())
 
 
 @needs_tools
