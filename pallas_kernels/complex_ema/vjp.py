@@ -5,7 +5,6 @@ Saved by the forward, under this `checkpoint_name` for remat policies:
     complex_ema_states    pair of [B, C, N, D] float32, the states entering the chunks, h / p = u + i s v
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,22 +16,13 @@ from jaxtyping import Array, Bool, Int, Int32
 
 import reference
 from pallas_kernels._autodiff import explain_forward_mode, first_order_only
-from pallas_kernels._platform import kernel_or_reference
-from pallas_kernels._tiles import Plan, Tiles
+from pallas_kernels._call import Call
+from pallas_kernels._tiles import Tiles
 from pallas_kernels.complex_ema import launch
 from pallas_kernels.complex_ema.coefficients import Coefficients, away_from_zero, coefficients, plain, scaled
 from pallas_kernels.complex_ema.launch import BACKWARD, FORWARD, Direction, States
 from pallas_kernels.complex_ema.problem import Arrays, Problem, Tokens
 from reference.segments import last_valid_index, state_resets, valid_tokens
-
-
-@dataclass(frozen=True)
-class Call:
-    """The static part of a call."""
-
-    plan: Plan
-    problem: Problem
-    return_state: bool
 
 
 class Integers(NamedTuple):
@@ -69,23 +59,23 @@ def complex_ema(plan, x, p, q, gamma, omega=None, *, h0=None, mask=None, segment
     return (y, h) if return_state else y
 
 
-def _ema(call: Call, arrays: Arrays, integers: Integers) -> tuple[Array, Any]:
+def _ema(call: Call[Problem], arrays: Arrays, integers: Integers) -> tuple[Array, Any]:
     """y, and the returned state (None where it is not asked for)."""
-    return _by_platform(call, _kernel_forward, _reference_forward, arrays, integers)[:2]
+    return call.by_platform(_kernel_forward, _reference_forward, arrays, integers)[:2]
 
 
-def _forward(call: Call, arrays, integers):
+def _forward(call: Call[Problem], arrays, integers):
     arrays, integers = jax.tree.map(lambda primal: primal.value, (arrays, integers))
     kernel, other = partial(_kernel_forward, save=True), partial(_reference_forward, save=True)
-    run = first_order_only("complex_ema", partial(_by_platform, call, kernel, other))
+    run = first_order_only("complex_ema", partial(call.by_platform, kernel, other))
     y, h, states = run(arrays, integers)
     states = jax.tree.map(lambda part: checkpoint_name(part, "complex_ema_states"), states)
     return (y, h), Residuals(arrays, integers, states)
 
 
-def _backward(call: Call, residuals: Residuals, cotangents):
+def _backward(call: Call[Problem], residuals: Residuals, cotangents):
     dy, dh = (None if isinstance(cotangent, SymbolicZero) else cotangent for cotangent in cotangents)
-    run = first_order_only("complex_ema", partial(_by_platform, call, _kernel_backward, _reference_backward))
+    run = first_order_only("complex_ema", partial(call.by_platform, _kernel_backward, _reference_backward))
     return run(residuals, dy, dh), None
 
 
@@ -94,14 +84,7 @@ _differentiable.defvjp(_forward, _backward, symbolic_zeros=True)
 _compiled = jax.jit(_differentiable, static_argnums=(0,))  # so that eager calls are traced once
 
 
-def _by_platform(call: Call, kernel, other, *arrays):
-    """`kernel`; under a portable plan the reference `other` where the program is not lowered for CUDA."""
-    if not call.plan.portable:
-        return kernel(call, *arrays)
-    return kernel_or_reference(partial(kernel, call), partial(other, call), *arrays)
-
-
-def _kernel_forward(call: Call, arrays: Arrays, integers: Integers, *, save: bool = False):
+def _kernel_forward(call: Call[Problem], arrays: Arrays, integers: Integers, *, save: bool = False):
     problem, (x, p, q, gamma, omega, h0) = call.problem, arrays
     tiles = call.plan[FORWARD]
     if save:  # the states that are saved are those at the chunks of the backward
@@ -122,7 +105,7 @@ def _kernel_forward(call: Call, arrays: Arrays, integers: Integers, *, save: boo
     return y, h, (start if save else None)
 
 
-def _kernel_backward(call: Call, residuals: Residuals, dy, dh) -> Arrays:
+def _kernel_backward(call: Call[Problem], residuals: Residuals, dy, dh) -> Arrays:
     _, p, q, gamma, omega, h0 = residuals.arrays
     tiles = call.plan[BACKWARD]
     divided_by = h0 is not None or dh is not None
@@ -147,7 +130,7 @@ def _kernel_backward(call: Call, residuals: Residuals, dy, dh) -> Arrays:
     return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *found)
 
 
-def _sweep(call: Call, residuals: Residuals, constants: Coefficients, c, omega, *, dy=None, dh=None) -> Sweep:
+def _sweep(call: Call[Problem], residuals: Residuals, constants: Coefficients, c, omega, *, dy=None, dh=None) -> Sweep:
     """Walk back with dy, or with the cotangent dh of the returned state."""
     problem, plan, tiles = call.problem, call.plan, call.plan[BACKWARD]
     arrays, integers, states = residuals
@@ -215,7 +198,7 @@ def _last(integers: Integers) -> Int32[Array, " B"] | None:
     return last_valid_index(valid)
 
 
-def _reference(call: Call, arrays: Arrays, integers: Integers):
+def _reference(call: Call[Problem], arrays: Arrays, integers: Integers):
     x, p, q, gamma, omega, h0 = arrays
     y, h = reference.complex_ema(
         x, p, q, gamma, omega, h0=h0, mask=integers.mask, segment_ids=integers.segment_ids, return_state=True
@@ -223,7 +206,7 @@ def _reference(call: Call, arrays: Arrays, integers: Integers):
     return y, (h if call.return_state else None)
 
 
-def _reference_forward(call: Call, arrays: Arrays, integers: Integers, *, save: bool = False):
+def _reference_forward(call: Call[Problem], arrays: Arrays, integers: Integers, *, save: bool = False):
     y, h = _reference(call, arrays, integers)
     problem = call.problem
     chunks, _ = problem.chunks(call.plan[BACKWARD])
@@ -234,7 +217,7 @@ def _reference_forward(call: Call, arrays: Arrays, integers: Integers, *, save: 
     return y, h, (unused, unused)
 
 
-def _reference_backward(call: Call, residuals: Residuals, dy, dh) -> Arrays:
+def _reference_backward(call: Call[Problem], residuals: Residuals, dy, dh) -> Arrays:
     (y, h), pullback = jax.vjp(lambda arrays: _reference(call, arrays, residuals.integers), residuals.arrays)
     dy = jnp.zeros_like(y) if dy is None else dy
     return pullback((dy, None if h is None else jnp.zeros_like(h) if dh is None else dh))[0]

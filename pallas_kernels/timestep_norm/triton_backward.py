@@ -42,12 +42,10 @@ def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles, *, totals: b
         else:
             n = load(refs.n, (at.row, t), exists)
         runs = None if refs.runs is None else at.runs(refs.runs, t, exists)
-        if problem.statistics == "all_features":
-            dy = only(at.spread(valid), dy)
-        rstd = math.inverse_std(var, problem.eps, problem.statistics)
         deviation = x - mean[:, None]
         if problem.statistics == "all_features":  # what gives 0 has no gradient, whatever it is
-            deviation = only(at.spread(valid), deviation)
+            dy, deviation = only(at.spread(valid), dy), only(at.spread(valid), deviation)
+        rstd = math.inverse_std(var, problem.eps, problem.statistics)
         dz = dy if weight is None else dy * (1.0 + weight)[None, :]
         dm = -rstd * jnp.sum(dz, axis=1)
         dv = -0.5 * rstd * rstd * rstd * jnp.sum(dz * deviation, axis=1)

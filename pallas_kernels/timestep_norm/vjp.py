@@ -5,7 +5,6 @@ Saved by the forward, under these `checkpoint_name`s for remat policies:
     timestep_norm_mean, timestep_norm_var    [B, G, L] float32, statistics at each token (the variance not floored)
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,21 +15,11 @@ from jaxtyping import Array, Bool, Float32, Int, Int32
 
 import reference
 from pallas_kernels._autodiff import explain_forward_mode, first_order_only
-from pallas_kernels._platform import kernel_or_reference
-from pallas_kernels._tiles import Plan
+from pallas_kernels._call import Call
 from pallas_kernels.timestep_norm import launch
 from pallas_kernels.timestep_norm.problem import Arrays, Problem, Tokens
 from reference.segments import last_valid_index, run_start_index, state_resets, valid_tokens
 from reference.timestep_norm import fresh_state
-
-
-@dataclass(frozen=True)
-class Call:
-    """The static part of a call."""
-
-    plan: Plan
-    problem: Problem
-    return_state: bool
 
 
 class Integers(NamedTuple):
@@ -64,21 +53,21 @@ def timestep_norm(
     return (y, (_end_count(call.problem, integers), *end)) if return_state else y
 
 
-def _norm(call: Call, arrays: Arrays, integers: Integers) -> tuple[Array, Any]:
+def _norm(call: Call[Problem], arrays: Arrays, integers: Integers) -> tuple[Array, Any]:
     """y, and mean and variance of the returned state (None where it is not asked for)."""
-    return _by_platform(call, _kernel_forward, _reference_forward, arrays, integers)[:2]
+    return call.by_platform(_kernel_forward, _reference_forward, arrays, integers)[:2]
 
 
-def _forward(call: Call, arrays: Arrays, integers: Integers):
+def _forward(call: Call[Problem], arrays: Arrays, integers: Integers):
     kernel, other = partial(_kernel_forward, save=True), partial(_reference_forward, save=True)
-    y, end, mean, var = first_order_only("timestep_norm", partial(_by_platform, call, kernel, other))(arrays, integers)
+    y, end, mean, var = first_order_only("timestep_norm", partial(call.by_platform, kernel, other))(arrays, integers)
     mean, var = checkpoint_name(mean, "timestep_norm_mean"), checkpoint_name(var, "timestep_norm_var")
     return (y, end), Residuals(arrays, integers, mean, var)
 
 
-def _backward(call: Call, residuals: Residuals, cotangents):
+def _backward(call: Call[Problem], residuals: Residuals, cotangents):
     dy, dend = cotangents
-    run = first_order_only("timestep_norm", partial(_by_platform, call, _kernel_backward, _reference_backward))
+    run = first_order_only("timestep_norm", partial(call.by_platform, _kernel_backward, _reference_backward))
     return run(residuals, dy, dend), None
 
 
@@ -87,14 +76,7 @@ _differentiable.defvjp(_forward, _backward)
 _compiled = jax.jit(_differentiable, static_argnums=(0,))  # so that eager calls are traced once
 
 
-def _by_platform(call: Call, kernel, other, *arrays):
-    """`kernel`; under a portable plan the reference `other` where the program is not lowered for CUDA."""
-    if not call.plan.portable:
-        return kernel(call, *arrays)
-    return kernel_or_reference(partial(kernel, call), partial(other, call), *arrays)
-
-
-def _kernel_forward(call: Call, arrays: Arrays, integers: Integers, *, save: bool = False):
+def _kernel_forward(call: Call[Problem], arrays: Arrays, integers: Integers, *, save: bool = False):
     problem, tokens = call.problem, _tokens(integers)
     y, mean, var = launch.forward(call.plan, problem, arrays, integers.n, tokens, statistics=save or call.return_state)
     end = None
@@ -109,7 +91,7 @@ def _kernel_forward(call: Call, arrays: Arrays, integers: Integers, *, save: boo
     return y, end, mean, var
 
 
-def _kernel_backward(call: Call, residuals: Residuals, dy, dend) -> Arrays:
+def _kernel_backward(call: Call[Problem], residuals: Residuals, dy, dend) -> Arrays:
     arrays, integers, token_mean, token_var = residuals
     tokens, last = _tokens(integers), _last(call.problem, integers)
     gradients = launch.backward(
@@ -122,7 +104,7 @@ def _kernel_backward(call: Call, residuals: Residuals, dy, dend) -> Arrays:
     return gradients._replace(mean=dmean + passed[0], var=dvar + passed[1])
 
 
-def _reference(call: Call, arrays: Arrays, integers: Integers):
+def _reference(call: Call[Problem], arrays: Arrays, integers: Integers):
     x, weight, bias, mean, var = arrays
     state = None if integers.n is None else (integers.n, mean, var)
     y, (_, *end) = reference.timestep_norm(
@@ -132,7 +114,7 @@ def _reference(call: Call, arrays: Arrays, integers: Integers):
     return y, (tuple(end) if call.return_state else None)
 
 
-def _reference_forward(call: Call, arrays: Arrays, integers: Integers, *, save: bool = False):
+def _reference_forward(call: Call[Problem], arrays: Arrays, integers: Integers, *, save: bool = False):
     y, end = _reference(call, arrays, integers)
     if not (save or call.return_state):
         return y, end, None, None
@@ -141,7 +123,7 @@ def _reference_forward(call: Call, arrays: Arrays, integers: Integers, *, save: 
     return y, end, unused, unused
 
 
-def _reference_backward(call: Call, residuals: Residuals, dy, dend) -> Arrays:
+def _reference_backward(call: Call[Problem], residuals: Residuals, dy, dend) -> Arrays:
     _, pullback = jax.vjp(lambda arrays: _reference(call, arrays, residuals.integers), residuals.arrays)
     return pullback((dy, dend))[0]
 
