@@ -239,6 +239,27 @@ def test_parity_can_fail(rung, name, wrong, monkeypatch, tmp_path, capsys):
     assert [line["name"] for line in lines if not line["within"]] == [name]
 
 
+def test_parity_shows_the_usual_form_of_long_memories(monkeypatch, capsys):
+    def evaluate(spec, arrays, asked):
+        """The oracle's values, but for y of the FFT convolution, which is wrong by 1."""
+        exact = ops.of(spec).truth(spec, arrays)
+        found = {
+            key: value.astype(np.complex64 if np.iscomplexobj(value) else np.float32) for key, value in exact.items()
+        }
+        scale = parity.scale(exact["y"])
+        return found | ({"y": exact["y"] + scale} if asked == "FFT convolution" else {})
+
+    monkeypatch.setattr(parity, "evaluate", evaluate)
+    names = ["complex_ema: plain", "complex_ema: packed", "timestep_norm: plain"]
+    command_line.main(["inspect", "--suite", "parity", "--spec", *names])
+    assert "FFT" not in capsys.readouterr().out
+    monkeypatch.setattr(inspect_parity, "LONG_MEMORY", 1)
+    command_line.main(["inspect", "--suite", "parity", "--spec", *names])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "FFT" in line]
+    assert [row[:2] for row in rows] == [["plain", name] for name in ("y", "dx", "dp", "dq", "dgamma", "domega")]
+    assert rows[0][-3:] == ["1.0e+00", "/", "1.0e+00"]
+
+
 def test_names_of_specs():
     assert list(ops.find(ops.PRESETS, "headline")) == ["timestep_norm: headline", "complex_ema: headline"]
     assert ops.find(ops.PRESETS, "complex_ema: headline") == {"complex_ema: headline": EMA_HEADLINE}
@@ -261,6 +282,8 @@ def test_table_alignment():
         (["--suite", "parity", "--spec", "headline"], "no spec 'headline' in suite parity; its specs are: timestep_"),
         (["--suite", "model", "--spec", "headline"], "no spec 'headline' in suite model; its specs are: none"),
         (["--suite", "parity", "--target", "sm_90"], "--target is not for --suite parity"),
+        (["--suite", "toeplitz", "--target", "sm_80"], "--target is not for --suite toeplitz"),
+        (["--suite", "toeplitz", "--spec", "headline"], "no spec 'headline' in suite toeplitz; its specs are: none"),
         (["--json", "missing-folder/out.json"], "expected a file in an existing folder"),
     ],
 )

@@ -30,6 +30,16 @@ def test_long_interpreted(spec):
     kernel_parity.check(spec, "triton_interpret")
 
 
+def test_the_fft_form_fails_where_memory_is_long():
+    """Where the policy holds for the kernels, above, the usual form is wrong in the third digit."""
+    (spec,) = (spec for spec in kernel_parity.LONG_EMA if not spec.segments)
+    arrays, expected, reference = kernel_parity.problem(spec)
+    usual = parity.evaluate(spec, arrays, "FFT convolution")
+    for name in ("y", "dx", "dp", "dq", "dgamma"):
+        assert parity.errors(usual[name], expected[name]).relative_rms > 1e-3
+        assert parity.errors(reference[name], expected[name]).relative_rms < 5e-6
+
+
 @on_both_rungs
 def test_accuracy_of_the_longest_chunks(rung):
     """Known shortfall: where all memory is far longer than a chunk of 256 steps, rounding along the chunk uses more
