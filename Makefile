@@ -1,6 +1,6 @@
 # make demo   install into a virtual environment, train a small model for two minutes, generate text
 # make test   install into a virtual environment, lint, type check, run all tests
-# make test-all   make test, every kernel compiled for every architecture, and the suite on NEWEST as well
+# make test-all   make test, the rest of the tests, every kernel compiled for every architecture, make test on NEWEST
 # PYTHON chooses the interpreter: make test PYTHON=python3.12 (its own environment, without torch)
 
 PYTHON ?= python3
@@ -21,7 +21,7 @@ demo: $(VENV)/.demo
 test: lint types unit
 
 test-all: test
-	$(BIN)/python -m pytest -n 2 -m all_targets
+	$(BIN)/python -m pytest -n 2 -m "all_targets or thorough"
 	$(MAKE) test PYTHON=$(NEWEST)
 
 lint: $(VENV)/.test

@@ -21,8 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     specs = _specs(options.suite, options.spec or (), parser)
     if options.target and options.suite in ("parity", "toeplitz"):
         parser.error(f"--target is not for --suite {options.suite}, which knows one")
+    if options.seed is not None and options.suite != "parity":
+        parser.error(f"--seed is not for --suite {options.suite}, where no value is computed")
     if options.suite == "parity":
-        inspect_parity.run(specs, options.json)
+        inspect_parity.run(specs, options.json, seed=options.seed or 0)
     elif options.suite == "toeplitz":
         inspect_toeplitz.run(options.json)
     elif options.suite == "model":
@@ -102,6 +104,7 @@ def _add_inspect(inspect: argparse.ArgumentParser) -> None:
         help='only these problems (default: all), "complex_ema: headline" or, of every op, "headline"; '
         "ops then looks at each of them in detail",
     )
+    inspect.add_argument("--seed", type=_seed, metavar="N", help="parity: of the random inputs (default: 0)")
     inspect.add_argument("--json", type=_writable, metavar="FILE", help="write every figure here")
 
 
@@ -110,6 +113,12 @@ def _positive(argument: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {argument!r}")
     return number
+
+
+def _seed(argument: str) -> int:
+    if not argument.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer from 0 on, got {argument!r}")
+    return int(argument)
 
 
 def _writable(argument: str) -> Path:

@@ -16,7 +16,12 @@ from bench.report import table
 from pallas_kernels import use_implementation
 
 TARGETS = ("sm_90",)
-IMPLEMENTATIONS = {"kernels": {}, "XLA": {"complex_ema": "xla", "timestep_norm": "xla"}}
+_ATTENTION_BY_XLA = {"chunked_attention": "xla"}
+IMPLEMENTATIONS = {
+    "kernels": {},
+    "kernels, attention by XLA": _ATTENTION_BY_XLA,
+    "XLA": {"complex_ema": "xla", "timestep_norm": "xla"} | _ATTENTION_BY_XLA,
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ def run(targets: Sequence[str] = TARGETS, json_file: Path | None = None) -> None
         report.write_json(record, json_file)
 
 
-def _steps(target: str) -> dict:
+def _steps(target: str) -> dict[str, dict]:
     found = {}
     for name, chosen in IMPLEMENTATIONS.items():
         print(f"compiling a training step with {name} for {target} ...", file=sys.stderr, flush=True)
@@ -90,8 +95,7 @@ def text(record: dict) -> str:
                 "Compiled without a GPU: nothing was run or timed on one. Matmuls are not tuned without a GPU.",
                 f"A training step (loss, gradients, AdamW) of a model of {model['layers']} layers of dimension "
                 f"{model['dim']}, bfloat16 compute,",
-                f"B = {model['batch']}, L = {model['length']}; attention by XLA in both columns. moved: operands + "
-                "results of every launch.",
+                f"B = {model['batch']}, L = {model['length']}. moved: operands + results of every launch.",
             ]
         )
     ]
@@ -111,7 +115,7 @@ def _totals(steps: dict) -> str:
         ]
         for name, step in steps.items()
     ]
-    return table(["complex_ema, timestep_norm", "GB moved", "temp GB", "launches", "CPU s to compile"], rows, left=1)
+    return table(["operations", "GB moved", "temp GB", "launches", "CPU s to compile"], rows, left=1)
 
 
 def _kinds(steps: dict) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bench import ema_targets, inspect_report, norm_targets, ops, report
+from bench import compile_times, ema_targets, inspect_report, norm_targets, ops, report
 from bench.figures import ProgramFigures, figures
 from bench.inspect import tools
 from bench.inspect.targets import find_target
@@ -56,6 +56,8 @@ def _spec(title: str, spec: Spec, target: str, detailed: bool) -> dict:
     kernels = {mode: figures(spec, mode, "triton", target, detailed=detailed) for mode in MODES}
     others = {"XLA reference": "xla", **{name: name for name in op.baselines(spec)}} if detailed else {}
     judge = VERDICTS.get(title) if detailed else None
+    program, arrays = op.program(spec, MODES[1], "triton")  # which launches every kernel there is
+    seconds = compile_times.kernel_seconds(program, arrays, target=target) if detailed else {}
     return {
         "op": op.NAME,
         "problem": op.describe(spec),
@@ -65,7 +67,10 @@ def _spec(title: str, spec: Spec, target: str, detailed: bool) -> dict:
             name: _plain({mode: figures(spec, mode, implementation, target) for mode in MODES})
             for name, implementation in others.items()
         },
-        "verdicts": [] if judge is None else [asdict(verdict) for verdict in judge(spec, kernels)],
+        "kernel_seconds": seconds,
+        "verdicts": []
+        if judge is None
+        else [asdict(verdict) for verdict in (*judge(spec, kernels), *compile_times.verdicts(seconds))],
     }
 
 

@@ -39,7 +39,7 @@ def _op(title: str, entries: list[dict]) -> list[str]:
     for entry in entries:
         if entry["others"]:
             heading = f"{entry['spec']['name']}: {entry['op']}, {entry['problem']}"
-            sections += [heading, _programs(entry), _kernels(entry), _work(entry)]
+            sections += [heading, _programs(entry), _kernels(entry), _work(entry), _seconds(entry)]
     return [*sections, f"presets of {title}\n{_presets(entries)}"]
 
 
@@ -81,6 +81,11 @@ def _work(entry: dict) -> str:
     header = ["program", "kernel", "SASS/tile", "FFMA", "FMUL", "FADD", "tiles", "SASS/element"]
     header += ["MB moved", "MB issued", "cached", "issue us", "memory us", "busiest unit"]
     return table(header, rows, left=2)
+
+
+def _seconds(entry: dict) -> str:
+    each = ", ".join(f"{kernel} {spent:.1f}" for kernel, spent in entry["kernel_seconds"].items())
+    return f"CPU s of the compilers for each kernel of forward+backward alone: {each}"
 
 
 def _presets(entries: list[dict]) -> str:

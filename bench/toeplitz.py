@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plt
+
+from pallas_kernels._backends.triton import pl, plt
 
 BF16, F32 = jnp.bfloat16, jnp.float32
 PARTS_OF_Y, PARTS_OF_STATE = 2, 3

@@ -12,13 +12,14 @@ from pallas_kernels._dispatch import KernelUnavailable
 from pallas_kernels._explain import Explanation, explain
 from pallas_kernels._kernels_in import kernels_in
 from pallas_kernels._settings import compile_for, strict, use_implementation
-from pallas_kernels._tiles import Tiles
+from pallas_kernels._tiles import AttentionTiles, Tiles
 from pallas_kernels._tuning import load_cache, use_tiles
 from pallas_kernels.chunked_attention.api import chunked_attention
 from pallas_kernels.complex_ema.api import complex_ema
 from pallas_kernels.timestep_norm.api import timestep_norm
 
 __all__ = [
+    "AttentionTiles",
     "Explanation",
     "KernelUnavailable",
     "Tiles",

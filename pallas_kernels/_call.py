@@ -13,11 +13,11 @@ Problem = TypeVar("Problem")
 
 @dataclass(frozen=True)
 class Call(Generic[Problem]):
-    """The static part of a call; `problem` holds the op's sizes and options."""
+    """The static part of a call; `problem` holds the op's sizes and options, but whether its state is returned."""
 
     plan: Plan
     problem: Problem
-    return_state: bool
+    return_state: bool = False
 
     def by_platform(self, kernel: Callable, reference: Callable, *arrays: Any) -> Any:
         """`kernel(self, *arrays)`; under a portable plan `reference` where the program is not lowered for CUDA."""

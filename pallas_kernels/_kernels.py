@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
+from pallas_kernels._architecture import Architecture, architecture
 from pallas_kernels._backends import triton
 from pallas_kernels._dispatch import Implementation
 from pallas_kernels._settings import Settings
-from pallas_kernels._tiles import Architecture, Launch, architecture
+from pallas_kernels._tiles import Launch
 
 
 def kernel_implementations(

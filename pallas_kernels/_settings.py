@@ -20,7 +20,6 @@ import jax
 
 OPS = ("complex_ema", "timestep_norm", "chunked_attention")
 IMPLEMENTATIONS = ("xla", "triton", "triton_interpret")
-KERNELS = ("complex_ema_forward", "complex_ema_backward", "timestep_norm_forward", "timestep_norm_backward")
 TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
 
 Implementation = str | tuple[str, ...] | None

@@ -1,56 +1,9 @@
-"""What a kernel is launched with: the architecture it is for, its tile shape, and the plan made once at op entry."""
+"""What a kernel is launched with: its tile shape, and the plan made once at op entry."""
 
-import re
 from dataclasses import dataclass
+from typing import Any
 
-import jax
-
-from pallas_kernels._settings import TARGETS, Settings
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A GPU as the tile heuristics see it: `name` one of the targets of `compile_for`."""
-
-    name: str
-    multiprocessors: int
-    device_kind: str  # as jax names it
-
-    @staticmethod
-    def of(target: str) -> "Architecture":
-        """The architecture of a target name."""
-        return _ARCHITECTURES[target]
-
-
-_ARCHITECTURES = {
-    name: Architecture(name, multiprocessors, kind)
-    for name, multiprocessors, kind in (
-        ("sm_80", 108, "NVIDIA A100"),
-        ("sm_89", 128, "NVIDIA GeForce RTX 4090"),
-        ("sm_90", 132, "NVIDIA H100"),
-        ("sm_100", 148, "NVIDIA B200"),
-        ("sm_120", 170, "NVIDIA RTX PRO 6000"),  # jax 0.12 has no name for the RTX 5090 of the same architecture
-    )
-}
-assert tuple(_ARCHITECTURES) == TARGETS
-
-
-def architecture(settings: Settings) -> Architecture | str:
-    """The GPU that programs are made for: by `compile_for`, else the one at hand; or the reason why there is none."""
-    if settings.target is not None:
-        return Architecture.of(settings.target)
-    if jax.default_backend() != "gpu":
-        return f'this process runs on {jax.default_backend()}; compile_for("sm_90") builds for a GPU that is not here'
-    device = jax.devices()[0]
-    capability = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
-    if capability is None:
-        return f"{device.device_kind} is not an NVIDIA GPU"
-    number = 10 * int(capability[1]) + int(capability[2])
-    known = [name for name in TARGETS if int(name.removeprefix("sm_")) <= number]
-    if not known:
-        return f"{device.device_kind} has compute capability {capability[0]}; 8.0 is the least"
-    count = getattr(device, "core_count", None) or Architecture.of(known[-1]).multiprocessors
-    return Architecture(known[-1], count, device.device_kind)
+GRID_AXIS = 65535  # programs
 
 
 def next_power_of_two(number: int) -> int:
@@ -72,30 +25,114 @@ class Tiles:
     num_chunks: int
     num_warps: int
 
+    num_stages = 1
+
     def __post_init__(self):
-        for field in ("block_length", "num_warps"):
-            value = getattr(self, field)
-            if type(value) is not int or value < 1 or value & (value - 1):
-                raise ValueError(f"Tiles: {field} must be a power of two, got {value!r}.")
-        if type(self.num_chunks) is not int or self.num_chunks < 1:
-            raise ValueError(f"Tiles: num_chunks must be a positive int, got {self.num_chunks!r}.")
-        if self.num_warps > 16:
-            raise ValueError(f"Tiles: num_warps must be at most 16, got {self.num_warps}.")
+        _powers_of_two(self, "block_length", "num_warps")
+        _positive(self, "num_chunks")
+
+    def __str__(self) -> str:
+        counts = ((self.block_length, "token"), (self.num_chunks, "chunk"), (self.num_warps, "warp"))
+        return ", ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in counts)
+
+
+@dataclass(frozen=True)
+class AttentionTiles:
+    """Launch shape of one attention kernel.
+
+    Attributes:
+        block_q, block_k: queries and keys of a tile of scores, powers of two, at least 16.
+        block_v: value features that a program works on at a time, a power of two, at least 16.
+        block_d: query and key features of one product, a power of two, at least 16.
+        num_warps: warps per program, a power of two.
+        num_stages: tiles of keys and values that are loaded ahead, the present one included.
+    """
+
+    block_q: int
+    block_k: int
+    block_v: int
+    block_d: int
+    num_warps: int
+    num_stages: int
+
+    def __post_init__(self):
+        blocks = ("block_q", "block_k", "block_v", "block_d")
+        _powers_of_two(self, *blocks, "num_warps")
+        _positive(self, "num_stages")
+        for field in blocks:
+            if getattr(self, field) < 16:
+                raise ValueError(f"AttentionTiles: {field} must be at least 16, got {getattr(self, field)}.")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.block_q} queries x {self.block_k} keys, {self.block_v} value and {self.block_d} key features, "
+            f"{self.num_warps} warps, {self.num_stages} stages"
+        )
+
+
+def too_many(what: str, count: int) -> str | None:
+    """Why a grid has no room for that many programs along an axis (but the first, which has room for 2^31), or None."""
+    return f"{what} {count} does not fit a grid axis; at most {GRID_AXIS} do" if count > GRID_AXIS else None
+
+
+def at_most(longest: int):
+    """For `choose`: refuses tiles of more than that many tokens, and more chunks than a grid has room for."""
+
+    def refuse(tiles: Tiles) -> str | None:
+        length = tiles.block_length
+        if length > longest:
+            return f"tiles of {length} tokens are too long here; at most {longest}"
+        return too_many("a number of chunks of", tiles.num_chunks)
+
+    return refuse
+
+
+def _powers_of_two(tiles, *fields: str) -> None:
+    for field in fields:
+        value = getattr(tiles, field)
+        if type(value) is not int or value < 1 or value & (value - 1):
+            raise ValueError(f"{type(tiles).__name__}: {field} must be a power of two, got {value!r}.")
+    if tiles.num_warps > 16:
+        raise ValueError(f"{type(tiles).__name__}: num_warps must be at most 16, got {tiles.num_warps}.")
+
+
+def _positive(tiles, field: str) -> None:
+    value = getattr(tiles, field)
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{type(tiles).__name__}: {field} must be a positive int, got {value!r}.")
+
+
+AnyTiles = Tiles | AttentionTiles
+
+# What each kernel is launched with.
+KERNELS: dict[str, type[Tiles] | type[AttentionTiles]] = {
+    "complex_ema_forward": Tiles,
+    "complex_ema_backward": Tiles,
+    "timestep_norm_forward": Tiles,
+    "timestep_norm_backward": Tiles,
+    "chunked_attention_forward": AttentionTiles,
+    "chunked_attention_dq": AttentionTiles,
+    "chunked_attention_dk": AttentionTiles,
+    "chunked_attention_dv": AttentionTiles,
+}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel of an implementation: its tiles, and whether an override, the tuning cache or the heuristic chose."""
+    """One kernel of an implementation: its tiles, and whether an override, the tuning cache or the heuristic chose.
+
+    Attributes:
+        kernel: its name.
+        tiles: of the type that `KERNELS` says.
+        source: "override", "tuning cache" or "heuristic".
+    """
 
     kernel: str
-    tiles: Tiles
+    tiles: Any
     source: str
 
     def __str__(self) -> str:
-        t = self.tiles
-        counts = ((t.block_length, "token"), (t.num_chunks, "chunk"), (t.num_warps, "warp"))
-        shape = ", ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in counts)
-        return f"{self.kernel}: {shape} ({self.source})"
+        return f"{self.kernel}: {self.tiles} ({self.source})"
 
 
 @dataclass(frozen=True)
@@ -112,7 +149,7 @@ class Plan:
     interpret: bool
     target: str | None
     portable: bool
-    tiles: tuple[tuple[str, Tiles], ...]
+    tiles: tuple[tuple[str, AnyTiles], ...]
 
-    def __getitem__(self, kernel: str) -> Tiles:
+    def __getitem__(self, kernel: str) -> Any:
         return dict(self.tiles)[kernel]

@@ -15,17 +15,18 @@ the log of `pallas_kernels` and left out as a whole.
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from pallas_kernels import _settings
-from pallas_kernels._tiles import Tiles
+from pallas_kernels._tiles import KERNELS, AnyTiles
 
 VERSION = 1
 Shape = tuple[tuple[str, int | str], ...]
-Entry = tuple[str, str, Shape, Tiles]
+Entry = tuple[str, str, Shape, AnyTiles]
 
 logger = logging.getLogger("pallas_kernels")
 
@@ -65,11 +66,11 @@ def read_cache(file: Path) -> tuple[Entry, ...]:
 
 def _entry(entry: dict) -> Entry:
     kernel, target, shape = entry["kernel"], entry["target"], entry["shape"]
-    if kernel not in _settings.KERNELS or target not in _settings.TARGETS:
+    if kernel not in KERNELS or target not in _settings.TARGETS:
         raise ValueError(f"unknown kernel or target: {kernel!r}, {target!r}")
     if not all(type(value) in (int, str) for value in shape.values()):
         raise ValueError(f"sizes must be numbers or names, got {shape!r}")
-    return kernel, target, tuple(sorted(shape.items())), Tiles(**entry["tiles"])
+    return kernel, target, tuple(sorted(shape.items())), KERNELS[kernel](**entry["tiles"])
 
 
 def write_cache(file: Path, entries: tuple[Entry, ...]) -> None:
@@ -98,41 +99,40 @@ def load_cache() -> None:
 
 
 def choose(
-    kernel: str, target: str, shape: Mapping[str, int | str], heuristic: Tiles, longest: int
-) -> tuple[Tiles, str]:
-    """The tiles of one kernel and where they came from; `longest` is the most tokens that a tile can hold.
+    kernel: str, target: str, shape: Mapping[str, int | str], heuristic: AnyTiles, refuse: Callable[[Any], str | None]
+) -> tuple[Any, str]:
+    """The tiles of one kernel and where they came from; `refuse` says why the problem cannot do with some, or None.
 
     Raises:
-        ValueError: an override with longer tiles; a tuning cache with such is passed over.
+        ValueError: an override that is refused; a tuning cache with such is passed over.
     """
     settings = _settings.current()
     for name, tiles in settings.tiles:
         if name == kernel:
-            if tiles.block_length > longest:
-                raise ValueError(
-                    f"{kernel}: tiles of {tiles.block_length} tokens are too long here; at most {longest}."
-                )
+            if reason := refuse(tiles):
+                raise ValueError(f"{kernel}: {reason}.")
             return tiles, "override"
     key = (kernel, target, tuple(sorted(shape.items())))
     for *entry, tiles in settings.tuned:
-        if tuple(entry) == key and tiles.block_length <= longest:
+        if tuple(entry) == key and refuse(tiles) is None:
             return tiles, "tuning cache"
     return heuristic, "heuristic"
 
 
 @contextmanager
-def use_tiles(**kernels: Tiles) -> Iterator[None]:
+def use_tiles(**kernels: AnyTiles) -> Iterator[None]:
     """Launch the named kernels with these tiles inside the block.
 
     Raises:
         ValueError: no kernel of that name.
-        TypeError: not a `Tiles`.
+        TypeError: not a `Tiles`, or for attention not an `AttentionTiles`.
     """
     for kernel, tiles in kernels.items():
-        if kernel not in _settings.KERNELS:
-            raise ValueError(f"use_tiles: unknown kernel {kernel!r}; the kernels are {', '.join(_settings.KERNELS)}.")
-        if not isinstance(tiles, Tiles):
-            raise TypeError(f"use_tiles: {kernel} must be a Tiles, got {type(tiles).__name__}.")
+        if kernel not in KERNELS:
+            raise ValueError(f"use_tiles: unknown kernel {kernel!r}; the kernels are {', '.join(KERNELS)}.")
+        if not isinstance(tiles, KERNELS[kernel]):
+            wanted, given = KERNELS[kernel].__name__, type(tiles).__name__
+            raise TypeError(f"use_tiles: {kernel} must be of type {wanted}, got {given}.")
     settings = _settings.current()
     merged = tuple(sorted({**dict(settings.tiles), **kernels}.items()))
     with _settings.settings_context(replace(settings, tiles=merged)):

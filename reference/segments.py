@@ -22,6 +22,14 @@ def run_start_index(segment_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
     return lax.cummax(jnp.where(run_starts(segment_ids), index, jnp.int32(0)), axis=1)
 
 
+def run_end_index(segment_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    """Position after the last one of the run of each position."""
+    length = segment_ids.shape[1]
+    after = jnp.arange(1, length + 1, dtype=jnp.int32)
+    ends = jnp.roll(run_starts(segment_ids), -1, axis=1)  # position 0 is a start, so the last one is an end
+    return lax.cummin(jnp.where(ends, after, jnp.int32(length)), axis=1, reverse=True)
+
+
 def run_positions(segment_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
     """Position of every token inside its own run: 0, 1, 2, ..."""
     index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)

@@ -1,15 +1,18 @@
 """Parity of all kernels, and of a model around them, shared by the interpreted, executed-IR and GPU lanes."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from bench import ops, parity
 from megalodon_jax.parameters import named_parameters
 from pallas_kernels import use_implementation
+from pallas_kernels.chunked_attention import specs as attention
 from pallas_kernels.complex_ema import specs as ema
 from pallas_kernels.timestep_norm import specs as norm
 from reference import oracle_numpy_model
@@ -17,9 +20,15 @@ from tests import models
 from tests.tolerance import as_float64, assert_close, assert_policy
 from tests.torch_truth import torch_truth
 
-NORM, EMA, LONG_EMA = (*norm.PARITY, *norm.LONG), ema.PARITY, ema.LONG
+NORM, EMA, LONG_EMA, ATTENTION = (*norm.PARITY, *norm.LONG), ema.PARITY, ema.LONG, attention.PARITY
 MODEL_DTYPES = (jnp.float32, jnp.bfloat16)
 LONGEST_FOR_TORCH = 2048  # its backward walks a graph of every step
+
+
+def everyday(specs: Sequence[ops.Spec], *names: str) -> list:
+    """The specs as parameters of a test; all but the named ones are left to `make test-all`."""
+    assert set(names) <= {spec.name for spec in specs}
+    return [pytest.param(spec, marks=() if spec.name in names else pytest.mark.thorough) for spec in specs]
 
 
 @functools.cache
@@ -69,7 +78,7 @@ def check_model(dtype, implementation: str) -> None:
 def _model_values(model, ids, implementation: str) -> dict[str, np.ndarray]:
     @eqx.filter_jit
     def everything(model):
-        with use_implementation(timestep_norm=implementation, complex_ema=implementation):
+        with use_implementation(**dict.fromkeys(("timestep_norm", "complex_ema", "chunked_attention"), implementation)):
             loss, gradients = eqx.filter_value_and_grad(lambda m: m.compute_loss(ids, ids))(model)
             return model(ids)[0], loss, gradients
 

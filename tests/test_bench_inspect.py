@@ -12,7 +12,18 @@ import pytest
 
 import bench
 from bench import __main__ as command_line
-from bench import ema_targets, figures, inspect_model, inspect_parity, norm_targets, ops, parity, report, work
+from bench import (
+    compile_times,
+    ema_targets,
+    figures,
+    inspect_model,
+    inspect_parity,
+    norm_targets,
+    ops,
+    parity,
+    report,
+    work,
+)
 from bench.inspect import tools
 from bench.programs import MODES
 from megalodon_jax import MegalodonConfig
@@ -129,7 +140,6 @@ def test_targets_of_complex_ema_can_be_missed():
         ({"bytes_issued": 131}, "issued", 4),
         ({"bytes_issued": 131, "bytes_cached": 5}, "issued / moved", 2),
         ({"temporary_bytes": int(0.31e9)}, "GB of temporary memory", 2),
-        ({"cpu_seconds": 91.0}, "CPU s", 3),
         ({"kernels": (*three, replace(kernel, spill_bytes=4))}, "bytes spilled", 3),
         ({"kernels": (*three, replace(kernel, stack_bytes=8))}, "bytes spilled", 3),
         ({"kernels": with_work("forward", per_element=95.1)}, "SASS per element, complex_ema_forward <= 95", 1),
@@ -140,6 +150,16 @@ def test_targets_of_complex_ema_can_be_missed():
         found = missed(**changes)
         assert len(found) == times
         assert all(name in target for target in found)
+
+
+@pytest.mark.skipif(tools.missing() is not None, reason=str(tools.missing()))
+def test_compile_times_of_each_kernel():
+    spec = ops.PARITY["timestep_norm: one token"]
+    seconds = compile_times.kernel_seconds(*ops.of(spec).program(spec, "forward+backward", "triton"))
+    assert list(seconds) == ["timestep_norm_forward", "timestep_norm_backward"]
+    assert all(spent > 0 for spent in seconds.values())
+    quick, slow = compile_times.verdicts({"quick": 29.9, "slow": 30.1})
+    assert (quick.met, slow.met) == (True, False)
 
 
 @pytest.mark.parametrize("segments", [False, True])
@@ -190,7 +210,7 @@ def test_missing_wheels_are_one_line(suite, monkeypatch, capsys):
 def test_parity_command(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tools, "missing", lambda: "no wheels")  # parity needs none
     path = tmp_path / "out.json"
-    both = ["one token", "complex_ema: one step"]
+    both = ["timestep_norm: one token", "complex_ema: one step"]
     command_line.main(["inspect", "--suite", "parity", "--spec", *both, "--json", str(path)])
     printed = capsys.readouterr().out
     assert "Parity: passed, 15 outputs and gradients" in printed
@@ -230,7 +250,7 @@ def test_parity_can_fail(rung, name, wrong, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(parity, "evaluate", evaluate)
     path = tmp_path / "out.json"
     with pytest.raises(SystemExit) as stopped:
-        command_line.main(["inspect", "--suite", "parity", "--spec", "one token", "--json", str(path)])
+        command_line.main(["inspect", "--suite", "parity", "--spec", "timestep_norm: one token", "--json", str(path)])
     assert stopped.value.code == 1
     printed = capsys.readouterr().out
     assert "Parity: FAILED" in printed

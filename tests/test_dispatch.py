@@ -36,8 +36,9 @@ def test_none_and_xla_run_the_reference():
 
 
 def attention(x, **kwargs):
-    """The op that has no kernel yet."""
-    return chunked_attention(x[:, :, None], x[:, :, None], x[:, :, None], chunk_size=4, **kwargs)
+    """Head dims that no kernel takes."""
+    wide = jnp.tile(x[:, :, None], 300)
+    return chunked_attention(wide, wide, wide, chunk_size=4, **kwargs)
 
 
 @pytest.mark.parametrize("implementation", ["triton", "triton_interpret", ("triton", "triton_interpret")])

@@ -7,15 +7,18 @@ import pytest
 
 from bench import parity
 from bench.inspect.triton_ir import execute
-from bench.tolerance import shares
+from bench.ops import ema
+from bench.tolerance import shares, within
 from pallas_kernels import Tiles, complex_ema
-from pallas_kernels.complex_ema.specs import LONGEST_CHUNKS
+from pallas_kernels.complex_ema import specs
 from tests import cases, ema_laws, kernel_parity
 
 on_both_rungs = pytest.mark.parametrize("rung", ["triton_interpret", "lowered"])
 
 
-@pytest.mark.parametrize("spec", kernel_parity.EMA, ids=str)
+@pytest.mark.parametrize(
+    "spec", kernel_parity.everyday(kernel_parity.EMA, "one step", "packed, chunks, state", "bfloat16", "edges"), ids=str
+)
 def test_interpreted(spec):
     kernel_parity.check(spec, "triton_interpret")
 
@@ -25,7 +28,7 @@ def test_lowered(spec):
     kernel_parity.check(spec, "lowered")
 
 
-@pytest.mark.parametrize("spec", kernel_parity.LONG_EMA, ids=str)
+@pytest.mark.parametrize("spec", kernel_parity.everyday(kernel_parity.LONG_EMA, "64k steps"), ids=str)
 def test_long_interpreted(spec):
     kernel_parity.check(spec, "triton_interpret")
 
@@ -40,13 +43,39 @@ def test_the_fft_form_fails_where_memory_is_long():
         assert parity.errors(reference[name], expected[name]).relative_rms < 5e-6
 
 
+# Of seeds 0 to 5 the worst, and the bound it is held to: shares of what the policy allows.
+SHORTFALLS = {
+    "longest chunks": (5, 1.5),
+    "longest chunks, bfloat16": (1, 1.5),
+    "edges, state": (0, 1.5),
+    "rounded decays": (1, 3.0),
+}
+
+
 @on_both_rungs
-def test_accuracy_of_the_longest_chunks(rung):
-    """Known shortfall: where all memory is far longer than a chunk of 256 steps, rounding along the chunk uses more
-    than what the policy allows, which is twice the error of a reference that rounds its state once in 32 steps."""
-    lines = parity.compare(LONGEST_CHUNKS, rung)
-    assert 1.0 < max(share for line in lines for share in shares(line)) <= 2.5
-    assert all(line.kernel.relative_rms <= 7.5e-7 for line in lines)
+@pytest.mark.parametrize("spec", specs.SHORTFALLS, ids=str)
+def test_known_shortfall(rung, spec):
+    """Where memory is long, or bfloat16 takes long chunks, some seeds use more than the policy allows, which is twice
+    (gradients three times) the error of a reference that rounds its state once in 32 steps."""
+    seed, most = SHORTFALLS[spec.name]
+    lines = parity.compare(spec, rung, seed)
+    assert max(share for line in lines for share in shares(line)) <= most
+    assert all(line.kernel.relative_rms <= 3e-6 for line in lines if line.dtype != "bfloat16")
+
+
+@on_both_rungs
+def test_one_pass_over_a_long_sequence_in_bfloat16(rung):
+    """What rounding adds up to along a chunk of 2013 steps does not show in bfloat16."""
+    spec = specs.Spec("", 1, 2013, 16, 2, dtype=jnp.bfloat16, decays="long", tiles=Tiles(8, 1, 1))
+    arrays = ema.inputs(spec)
+    device = {key: jnp.asarray(array) for key, array in arrays.items()}
+    forward = lambda implementation, arrays: {"y": ema.program(spec, "forward", implementation)[0](arrays)}  # noqa: E731
+    with parity.tiles_of(spec):
+        found, reference = parity.run(rung, forward, device), parity.run("xla", forward, device)
+    expected = {"y": ema.truth(spec, arrays)["y"]}
+    (line,) = parity.compare_values(expected, found, reference)
+    assert within(line)
+    assert max(shares(line)) < 0.2
 
 
 @on_both_rungs

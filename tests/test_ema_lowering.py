@@ -6,7 +6,7 @@ import pytest
 from bench import ops, parity
 from bench.inspect.lowering import lower, triton_calls
 from bench.inspect.triton_ir import check_addresses
-from pallas_kernels import kernels_in
+from pallas_kernels import Tiles, compile_for, complex_ema, explain, kernels_in, use_tiles
 from pallas_kernels.complex_ema.launch import BACKWARD, ENDS, FORWARD, JOIN
 from pallas_kernels.complex_ema.specs import LONG, PARITY, PRESETS, Spec
 
@@ -29,13 +29,46 @@ def test_lowers(spec):
         assert calls[ENDS].grid == (blocks, chunks - 1, batch)
 
 
+def chunks(target: str, spec: Spec) -> tuple[int, int]:
+    """Of the forward by itself and of the backward."""
+    arrays, options = spec.arrays(), {"return_state": spec.returned, "implementation": "triton"}
+    with compile_for(target):
+        rows = explain(complex_ema, *(arrays[name] for name in ("x", "p", "q", "gamma", "omega")), **options).rows
+    (row,) = (row for row in rows if row.chosen)
+    forward, backward = row.launches
+    return forward.tiles.num_chunks, backward.tiles.num_chunks
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (Spec("fills the GPU", 64, 4096, 4096, 4, dtype=jnp.bfloat16), (1, 16)),
+        (Spec("fills it alone", 512, 256, 4096, 4, dtype=jnp.bfloat16), (1, 1)),
+        (Spec("headline", 8, 4096, 1024, 4, dtype=jnp.bfloat16), (8, 16)),
+        (Spec("state", 8, 4096, 1024, 4, dtype=jnp.bfloat16, returned=True), (16, 16)),
+        (Spec("float32", 64, 4096, 4096, 4), (64, 64)),
+        (Spec("short", 1, 100, 1024, 4), (2, 2)),
+        (Spec("one step", 8, 1, 4096, 4), (1, 1)),
+        (Spec("longer than a grid", 1, 2**23, 32, 4), (65535, 65535)),
+    ],
+    ids=str,
+)
+def test_chunks(spec, expected):
+    """One where batch x features fills the GPU and nothing in float32 tells, or the sequence is short."""
+    assert chunks("sm_90", spec) == expected
+
+
 @pytest.mark.parametrize("target", ["sm_80", "sm_89", "sm_90", "sm_100", "sm_120"])
-def test_chunks_fill_the_gpu_and_are_never_long(target):
-    few, many = (Spec("", batch, 32768, 1024, 4, dtype=jnp.bfloat16) for batch in (1, 8))
-    for spec in (few, many):
-        (grid,) = (call.grid for call in triton_calls(lowered(spec, target)) if call.name == FORWARD)
-        assert 32768 / grid[1] <= 256
-        assert grid[0] * grid[1] * grid[2] >= 16 * 100
+def test_programs_fill_the_gpu(target):
+    for batch in (1, 8):
+        spec = Spec("", batch, 32768, 1024, 4, dtype=jnp.bfloat16)
+        assert 32 * batch * min(chunks(target, spec)) >= 8 * 80
+
+
+def test_more_chunks_than_a_grid_has_room_for_are_refused():
+    spec = Spec("", 1, 2**23, 32, 4)
+    with use_tiles(complex_ema_forward=Tiles(8, 65536, 1)), pytest.raises(ValueError, match="at most 65535"):
+        chunks("sm_90", spec)
 
 
 @pytest.mark.parametrize("features", [{}, {"segments": True, "mask": True}])

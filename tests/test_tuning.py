@@ -126,7 +126,10 @@ def test_tiles_that_cannot_be_launched(kwargs, message):
 def test_use_tiles_wants_a_known_kernel_and_tiles():
     with pytest.raises(ValueError, match="timestep_norm_forward, timestep_norm_backward"), use_tiles(norm=TUNED):
         pass
-    with pytest.raises(TypeError, match="must be a Tiles"), use_tiles(timestep_norm_forward={"block_length": 4}):
+    with (
+        pytest.raises(TypeError, match="must be of type Tiles, got dict"),
+        use_tiles(timestep_norm_forward={"block_length": 4}),
+    ):
         pass
 
 

@@ -3,6 +3,8 @@
 import numpy as np
 
 from bench.ops import Spec
+from pallas_kernels.chunked_attention.specs import Spec as AttentionSpec
+from pallas_kernels.complex_ema.specs import Spec as EmaSpec
 from pallas_kernels.timestep_norm.specs import Spec as NormSpec
 
 
@@ -12,7 +14,7 @@ def torch_truth(spec: Spec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarr
         import torch  # noqa: F401
     except ImportError:
         return {}
-    return _norm(spec, arrays) if isinstance(spec, NormSpec) else _ema(spec, arrays)
+    return {NormSpec: _norm, EmaSpec: _ema, AttentionSpec: _attention}[type(spec)](spec, arrays)
 
 
 def _norm(spec, arrays) -> dict[str, np.ndarray]:
@@ -55,3 +57,15 @@ def _ema(spec, arrays) -> dict[str, np.ndarray]:
     outputs = {"y": y, "state": h} if spec.returned else {"y": y}
     gradients = {f"d{name}": tensor.grad.conj() for name, tensor in moving.items()}
     return {name: tensor.detach().resolve_conj().numpy() for name, tensor in (outputs | gradients).items()}
+
+
+def _attention(spec, arrays) -> dict[str, np.ndarray]:
+    import torch
+
+    from reference import oracle_torch
+
+    moving = {name: torch.tensor(arrays[name].astype(np.float64), requires_grad=True) for name in ("q", "k", "v")}
+    fixed = {name: torch.tensor(arrays[name]) for name in ("mask", "segment_ids") if name in arrays}
+    o = oracle_torch.chunked_attention(**moving, chunk_size=spec.chunk, **fixed)
+    (o * torch.tensor(arrays["do"].astype(np.float64))).sum().backward()
+    return {"o": o.detach().numpy()} | {f"d{name}": tensor.grad.numpy() for name, tensor in moving.items()}

@@ -8,7 +8,7 @@ them measured here: those of the GeForce cards were never checked against a devi
 
 from dataclasses import dataclass
 
-from pallas_kernels._tiles import Architecture
+from pallas_kernels._architecture import Architecture
 
 KIB = 1024
 

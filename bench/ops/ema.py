@@ -19,7 +19,8 @@ from bench.ops.documents import documents
 from bench.ops.walk import Walk
 from bench.programs import MODES
 from pallas_kernels import complex_ema
-from pallas_kernels._tiles import Architecture, Tiles
+from pallas_kernels._architecture import Architecture
+from pallas_kernels._tiles import Tiles
 from pallas_kernels.complex_ema import tiles as heuristic
 from pallas_kernels.complex_ema.launch import BACKWARD, ENDS, ENDS_BLOCK, FORWARD, JOIN
 from pallas_kernels.complex_ema.math import STEADY
@@ -33,7 +34,7 @@ KERNELS = (FORWARD, BACKWARD)
 FFT, SCAN = "FFT convolution", "associative scan"
 _MOVING = ("x", "p", "q", "gamma", "omega", "h0")
 _TOKENS = ("mask", "segment_ids")
-_EDGES = (0.9, 0.9 + 1e-9j, -0.95, 0.0, 0.8j, 0.99999, 0.99999 * np.exp(0.3j), 0.5, 0.7 + 0.1j)
+_EDGES = (0.9, 0.9 + 1e-9j, -0.95, 0.0, 0.8j, 0.99999, 0.99999 * np.exp(0.3j), 0.5, 0.99999, 0.7 + 0.1j)
 
 Arrays = dict[str, jax.ShapeDtypeStruct]
 
@@ -58,9 +59,11 @@ def inputs(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
     found["p"] = r.uniform(0.05, 1.0, (D, N)).astype(np.float32)
     radius = r.uniform(0.0, 0.999, (D, N)) if spec.decays == "usual" else np.full((D, N), 0.99999)
     q = radius * np.exp(1j * r.uniform(-np.pi, np.pi, (D, N)))
+    if spec.decays == "rounded":
+        q = _hardest(0.99999 * np.exp(1j * r.uniform(-np.pi, np.pi, (256, D, N))))
     if spec.decays == "edges":
         q[:] = np.resize(_EDGES, D)[:, None]
-        found["p"][-1], found["gamma"][-2] = 0.0, 0.0
+        found["p"][-2:], found["gamma"][-3] = 0.0, 0.0
     found["q"] = q.astype(np.complex64)
     if spec.mask:
         found["mask"] = r.random((spec.batch, spec.length)) > 0.3
@@ -68,6 +71,13 @@ def inputs(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
     if spec.segments:
         found["segment_ids"] = documents(r, spec.batch, spec.length)
     return found
+
+
+def _hardest(candidates: np.ndarray) -> np.ndarray:
+    """Of the candidates [K, D, N] those whose squared imaginary part loses most when it is rounded to float32."""
+    im = candidates.astype(np.complex64).imag.astype(np.float64)
+    lost = np.abs(np.abs(im) - np.sqrt(np.square(im).astype(np.float32).astype(np.float64)))
+    return np.take_along_axis(candidates, np.argmax(lost, axis=0)[None], axis=0)[0]
 
 
 def values(spec: Spec, implementation: str) -> Callable[[dict], dict[str, jax.Array]]:
@@ -138,7 +148,8 @@ def baselines(spec: Spec) -> tuple[str, ...]:
 def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
     """Stretches of STEADY steps, tiles inside them, no tile walked step by step; joining, a step for each chunk."""
     arrays, gpu = spec.arrays(), Architecture.of(kernel.target.name)
-    plan = heuristic.launches(gpu, arrays["x"], arrays["p"], segment_ids=arrays.get("segment_ids"))
+    options = {"segment_ids": arrays.get("segment_ids"), "return_state": spec.returned}
+    plan = heuristic.launches(gpu, arrays["x"], arrays["p"], **options)
     tiles = {launch.kernel: launch.tiles for launch in plan}
     parts = tiles[FORWARD if mode == MODES[0] else BACKWARD].num_chunks  # what is saved is saved at those
     chunks, chunk = Problem(spec.batch, spec.length, spec.features, spec.states).chunks(Tiles(1, parts, 1))

@@ -15,7 +15,7 @@ from bench.ops.documents import documents
 from bench.ops.walk import Walk
 from bench.programs import MODES
 from pallas_kernels import timestep_norm
-from pallas_kernels._tiles import Architecture
+from pallas_kernels._architecture import Architecture
 from pallas_kernels.timestep_norm import tiles as heuristic
 from pallas_kernels.timestep_norm.launch import BACKWARD, FORWARD
 from pallas_kernels.timestep_norm.problem import Problem

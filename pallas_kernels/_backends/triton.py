@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels._architecture import Architecture, architecture
 from pallas_kernels._settings import Settings
-from pallas_kernels._tiles import Architecture, Plan, Tiles, architecture
+from pallas_kernels._tiles import AnyTiles, Plan
 
 pl: Any = None
 plt: Any = None
@@ -50,7 +51,7 @@ def launch(
     grid: Sequence[int],
     inputs: Mapping[str, jax.Array | None],
     outputs: Mapping[str, jax.ShapeDtypeStruct | None],
-    tiles: Tiles,
+    tiles: AnyTiles,
     plan: Plan,
 ) -> SimpleNamespace:
     """Run `kernel` on every cell of the grid.
@@ -72,7 +73,7 @@ def launch(
         grid=tuple(grid),
         out_shape=tuple(wanted.values()),
         interpret=plan.interpret,
-        compiler_params=plt.CompilerParams(num_warps=tiles.num_warps, num_stages=1),
+        compiler_params=plt.CompilerParams(num_warps=tiles.num_warps, num_stages=tiles.num_stages),
     )
     with _abstract_device(plan), jax.enable_x64(False):  # indices are 32-bit whatever the caller's default is
         results = call(*present.values())
@@ -119,6 +120,27 @@ def fused_multiply_add(plan: Plan) -> Callable[[jax.Array, jax.Array, jax.Array]
         return result
 
     return fma
+
+
+def matrix_product(plan: Plan, precision: str | None) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """(a, b) -> a b of two tiles of one dtype, summed in float32.
+
+    float32 operands are split into three bfloat16 numbers each, 24 bits in all, of whose products the six largest are
+    taken: three TF32 products cost as much and are four times as coarse. Under precision "tf32" there is one of those.
+    The interpreter multiplies in float32.
+    """
+    if plan.interpret:
+        chosen = jax.lax.Precision.HIGHEST
+    elif precision == "tf32":
+        chosen = jax.lax.DotAlgorithmPreset.TF32_TF32_F32
+    else:
+        chosen = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6
+
+    def product(a, b):
+        exact = chosen if a.dtype == jnp.float32 else None  # bfloat16 products are exact in float32
+        return jnp.dot(a, b, precision=exact, preferred_element_type=jnp.float32)
+
+    return product
 
 
 def rows(tile) -> list[jax.Array]:

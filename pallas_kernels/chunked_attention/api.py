@@ -10,7 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 import reference
 from pallas_kernels import _checks as checks
 from pallas_kernels._dispatch import Op, reference_implementation
+from pallas_kernels._kernels import kernel_implementations
 from pallas_kernels._settings import Implementation as ImplementationName
+from pallas_kernels.chunked_attention import tiles, vjp
 
 
 def chunked_attention(
@@ -61,4 +63,5 @@ def _check(q, k, v, *, chunk_size, mask=None, segment_ids=None, precision=None):
     checks.check_tokens(op, mask, segment_ids, sizes)
 
 
-OP = Op("chunked_attention", _check, (reference_implementation(reference.chunked_attention),))
+_TRITON, _INTERPRET = kernel_implementations(vjp.chunked_attention, tiles.launches, tiles.refuse)
+OP = Op("chunked_attention", _check, (_TRITON, reference_implementation(reference.chunked_attention), _INTERPRET))

@@ -6,8 +6,9 @@ Five operations per state. With m = h / p = u + i s v and s = Im q,
 
     u' = Re(q) u - s^2 v + x        v' = Re(q) v + u        y += Re(c) u' - s Im(c) v',        c = gamma p
 
-which needs no s of its own: a real q is no special case. Only an incoming state is divided by p and s; there |p| and
-|s| are raised to TINY, which is far below what float32 sees of the result.
+which needs no s of its own: a real q is no special case. Only a state that comes in (h0, or backward the cotangent of
+the returned one) is divided by p and s; there |p| and |s| are raised to TINY, which puts an error of TINY |x| into h at
+every step and turns it by an angle of TINY.
 
 Drift. -s^2 is rounded to float32, so that the kernel really walks with a neighbour of q, and after 1 / (1 - |q|) steps
 the relative error would be that many half units. Here s is the root of the rounded square, the kernel's
@@ -102,7 +103,7 @@ def turn_back(fma: Fma, decay: Decay, k: Number, m: Number) -> Number:
 
 def product(fma: Fma, decay: Decay, a: Number, b: Number) -> Number:
     """a b."""
-    return Number(fma(a.u, b.u, decay.sq * (a.v * b.v)), fma(a.u, b.v, a.v * b.u))
+    return Number(fma(a.u, b.u, (decay.sq * a.v) * b.v), fma(a.u, b.v, a.v * b.u))  # a.v b.v may overflow
 
 
 def add(a: Number, b: Number) -> Number:

@@ -6,7 +6,8 @@ One pass over memory wants a program for every multiprocessor from batch x group
 into chunks, at the price of reading it twice.
 """
 
-from pallas_kernels._tiles import Architecture, Launch, Tiles, next_power_of_two
+from pallas_kernels._architecture import Architecture
+from pallas_kernels._tiles import Launch, Tiles, at_most, next_power_of_two, too_many
 from pallas_kernels._tuning import choose
 from pallas_kernels.timestep_norm.launch import BACKWARD, FORWARD
 
@@ -22,7 +23,7 @@ def refuse(x, *args, num_groups: int, **kwargs) -> str | None:
     batch, _, features = x.shape
     if next_power_of_two(features // num_groups) > MAX_LANES:
         return f"a group of {features // num_groups} features does not fit a tile; at most {MAX_LANES} do"
-    return f"a batch of {batch} does not fit a grid axis; at most 65535 do" if batch > 65535 else None
+    return too_many("a batch of", batch)
 
 
 def launches(gpu: Architecture, x, *args, num_groups: int, statistics: str = "token_mean", **kwargs):
@@ -38,7 +39,13 @@ def launches(gpu: Architecture, x, *args, num_groups: int, statistics: str = "to
     return tuple(
         Launch(
             name,
-            *choose(name, gpu.name, shape, _heuristic(length, lanes, programs, elements, gpu), _MAX_ELEMENTS // lanes),
+            *choose(
+                name,
+                gpu.name,
+                shape,
+                _heuristic(length, lanes, programs, elements, gpu),
+                at_most(_MAX_ELEMENTS // lanes),
+            ),
         )
         for name, elements in ((FORWARD, forward), (BACKWARD, _ELEMENTS))
     )

@@ -1,0 +1,81 @@
+"""chunked_attention as a subject of parity and of static figures.
+
+forward             (inputs) -> o
+forward+backward    (do, inputs) -> (o, dq, dk, dv)
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from bench.ops.documents import documents
+from bench.programs import MODES
+from pallas_kernels import chunked_attention
+from pallas_kernels.chunked_attention.launch import DK, DQ, DV, FORWARD
+from pallas_kernels.chunked_attention.specs import Spec
+from reference import oracle_numpy
+
+NAME = "chunked_attention"
+KERNELS = (FORWARD, DQ, DK, DV)
+_MOVING = ("q", "k", "v")
+
+Arrays = dict[str, jax.ShapeDtypeStruct]
+
+
+def describe(spec: Spec) -> str:
+    """Its sizes and options."""
+    sizes = f"B = {spec.batch}, L = {spec.length}, H = {spec.heads}, Dk = {spec.depth}, Dv = {spec.width}"
+    options = [option for option in ("mask", "segments") if getattr(spec, option)]
+    return ", ".join([sizes, f"chunks of {spec.chunk}", np.dtype(spec.dtype).name, *options])
+
+
+def inputs(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random arrays for a spec, the cotangent do included."""
+    r = np.random.default_rng(seed)
+    found: dict[str, np.ndarray] = {}
+    for name, abstract in spec.arrays().items():
+        scale = spec.scale if name == "q" else 1.0
+        found[name] = np.asarray(scale * r.normal(size=abstract.shape), abstract.dtype)
+    if spec.mask:
+        found["mask"] = r.random((spec.batch, spec.length)) > 0.3
+        found["mask"][-1] = spec.batch == 1  # a row without a key
+    if spec.segments:
+        found["segment_ids"] = documents(r, spec.batch, spec.length)
+    return found
+
+
+def values(spec: Spec, implementation: str) -> Callable[[dict], dict[str, jax.Array]]:
+    """Function of the arrays of `inputs`: o and the gradients by name."""
+
+    def run(arrays: dict) -> dict[str, jax.Array]:
+        moving = {name: arrays[name] for name in _MOVING}
+        o, pullback = jax.vjp(lambda moving: _attend(spec, implementation, arrays | moving), moving)
+        return {"o": o} | {f"d{name}": gradient for name, gradient in pullback(arrays["do"])[0].items()}
+
+    return run
+
+
+def truth(spec: Spec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same from the float64 oracle."""
+    given = {name: arrays[name].astype(np.float64) for name in _MOVING}
+    given |= {name: arrays[name] for name in ("mask", "segment_ids") if name in arrays}
+    o = oracle_numpy.chunked_attention(**given, chunk_size=spec.chunk)
+    do = arrays["do"].astype(np.float64)
+    gradients = oracle_numpy.chunked_attention_vjp(**given, chunk_size=spec.chunk, do=do)
+    return {"o": o} | {f"d{name}": gradients[name] for name in _MOVING}
+
+
+def program(spec: Spec, mode: str, implementation: str) -> tuple[Callable, Arrays]:
+    """A program of `spec` and its abstract argument."""
+    arrays = spec.arrays()
+    if mode == MODES[0]:
+        del arrays["do"]
+        return lambda arrays: _attend(spec, implementation, arrays), arrays
+    return values(spec, implementation), arrays
+
+
+def _attend(spec: Spec, implementation: str, arrays: dict):
+    tokens = {name: arrays.get(name) for name in ("mask", "segment_ids")}
+    moving = (arrays[name] for name in _MOVING)
+    return chunked_attention(*moving, chunk_size=spec.chunk, **tokens, implementation=implementation)

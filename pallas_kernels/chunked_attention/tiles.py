@@ -1,0 +1,92 @@
+"""Tiles of the attention kernels: the heuristic, and when a problem is too large.
+
+A program keeps block_q x block_v sums in registers and loads tiles of keys and values ahead into shared memory. What
+each architecture has of both gives the blocks; each problem has no more than its own sizes of them.
+"""
+
+from dataclasses import replace
+
+from pallas_kernels._architecture import Architecture
+from pallas_kernels._tiles import AttentionTiles, Launch, next_power_of_two, too_many
+from pallas_kernels._tuning import choose
+from pallas_kernels.chunked_attention.launch import DK, DQ, DV, FORWARD
+from pallas_kernels.chunked_attention.problem import SMALLEST
+
+DEEPEST, WIDEST = 256, 2048
+
+_T = AttentionTiles  # block_q, block_k, block_v, block_d, num_warps, num_stages
+_BFLOAT16 = {
+    FORWARD: {
+        "sm_80": _T(64, 64, 256, 256, 8, 2),
+        "sm_89": _T(64, 32, 256, 256, 8, 2),
+        "sm_90": _T(128, 64, 256, 256, 8, 2),
+        "sm_100": _T(128, 64, 256, 256, 8, 2),
+        "sm_120": _T(64, 32, 256, 256, 8, 2),
+    },
+    DQ: {
+        "sm_80": _T(64, 64, 64, 256, 8, 2),
+        "sm_89": _T(64, 32, 64, 256, 8, 2),
+        "sm_90": _T(128, 64, 64, 256, 8, 2),
+        "sm_100": _T(128, 64, 64, 256, 8, 2),
+        "sm_120": _T(64, 32, 64, 256, 8, 2),
+    },
+    DK: {
+        "sm_80": _T(64, 64, 64, 256, 8, 2),
+        "sm_89": _T(32, 64, 64, 256, 8, 2),
+        "sm_90": _T(64, 128, 64, 256, 8, 2),
+        "sm_100": _T(64, 128, 64, 256, 8, 2),
+        "sm_120": _T(32, 64, 64, 256, 8, 2),
+    },
+    DV: {
+        "sm_80": _T(32, 64, 256, 256, 8, 2),
+        "sm_89": _T(32, 64, 256, 256, 8, 2),
+        "sm_90": _T(64, 128, 256, 256, 8, 2),
+        "sm_100": _T(64, 128, 256, 256, 8, 2),
+        "sm_120": _T(32, 64, 256, 256, 8, 2),
+    },
+}
+_FLOAT32 = {
+    FORWARD: _T(64, 32, 128, 32, 8, 1),
+    DQ: _T(64, 32, 32, 32, 8, 1),
+    DK: _T(32, 64, 32, 32, 8, 1),
+    DV: _T(32, 64, 128, 32, 8, 1),
+}
+
+
+def refuse(q, k, v, **kwargs) -> str | None:
+    """Why no kernel takes this problem, or None."""
+    batch, _, heads, depth = q.shape
+    if depth > DEEPEST or v.shape[3] > WIDEST:
+        return f"head dims {depth} (q, k) and {v.shape[3]} (v) are too large; at most {DEEPEST} and {WIDEST}"
+    return too_many("batch x heads =", batch * heads)
+
+
+def launches(gpu: Architecture, q, k, v, *, chunk_size: int, segment_ids=None, precision=None, **kwargs):
+    """Every kernel with its tiles."""
+    batch, length, heads, depth = q.shape
+    shape = {
+        "batch": batch, "length": length, "heads": heads, "depth": depth, "width": v.shape[3], "chunk": chunk_size,
+        "dtype": q.dtype.name, "packed": int(segment_ids is not None), "precision": precision or "float32",
+    }  # fmt: skip
+    found = []
+    for name, float32 in _FLOAT32.items():
+        large = _BFLOAT16[name][gpu.name] if q.dtype.itemsize == 2 else float32
+        found.append(
+            Launch(name, *choose(name, gpu.name, shape, _fitting(large, length, depth, v.shape[3]), _take_all))
+        )
+    return tuple(found)
+
+
+def _take_all(tiles: AttentionTiles) -> None:
+    pass
+
+
+def _fitting(large: AttentionTiles, length: int, depth: int, width: int) -> AttentionTiles:
+    least = lambda block, size: min(block, max(SMALLEST, next_power_of_two(size)))  # noqa: E731
+    return replace(
+        large,
+        block_q=least(large.block_q, length),
+        block_k=least(large.block_k, length),
+        block_v=least(large.block_v, width),
+        block_d=least(large.block_d, depth),
+    )

@@ -1,0 +1,36 @@
+"""The forward kernel: for each block of queries a walk over the keys that they may attend.
+
+The value dim is split over programs, each of which forms the scores anew: the softmax needs them whole, the registers
+do not hold all values.
+"""
+
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+
+from pallas_kernels._backends.triton import load, store
+from pallas_kernels._tiles import AttentionTiles
+from pallas_kernels.chunked_attention.math import finish, meet, nothing
+from pallas_kernels.chunked_attention.problem import Cursor, Dot, Operand, Problem, Tokens, contract
+from pallas_kernels.chunked_attention.walks import over_keys
+
+
+def forward(refs: SimpleNamespace, *, problem: Problem, tiles: AttentionTiles, dot: Dot) -> None:
+    """o, and lse where it is asked for."""
+    at = Cursor(problem, tiles.block_q, last_first=True)
+    exists, columns = at.exists(at.tokens), at.columns(tiles.block_v)
+    q = Operand(refs.q, at, at.tokens, tiles.block_d, exists).keep()
+
+    def step(keys, seen, counts, known):
+        scores = contract(dot, q, Operand(refs.k, at, keys, tiles.block_d, counts))
+        known, weights = meet(known, scores if seen is None else jnp.where(seen, scores, -jnp.inf))
+        v = load(refs.v, *at.index(keys, columns, problem.width, counts))
+        return known._replace(weighted=known.weighted + dot(weights.astype(v.dtype), v))
+
+    marks = Tokens(refs.valid, refs.first)
+    o, lse = finish(over_keys(at, marks, tiles, step, nothing(tiles.block_q, tiles.block_v)))
+    index, mask = at.index(at.tokens, columns, problem.width, exists)
+    store(refs.o, index, o, mask)
+    if refs.lse is not None:  # the same in every slice of values
+        mine = jnp.full((tiles.block_q,), at.slice == 0)
+        store(refs.lse, (at.row, at.head, at.tokens), lse, mine if exists is None else mine & exists)
