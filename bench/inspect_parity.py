@@ -17,6 +17,7 @@ from bench import environment, ops, parity, report, tolerance
 from bench.ops import Spec, Titled
 
 RUNGS = {"triton_interpret": "interpreted", "lowered": "executed IR"}
+ALWAYS = ("y", "dx", "o", "dv")  # shown of every spec
 LONG_MEMORY = 65536  # tokens from which on the usual formulation is shown too
 
 
@@ -88,7 +89,7 @@ def text(record: dict) -> str:
 
 
 def _table(entries: Iterable[dict]) -> str:
-    """Per spec y, dx and, of the other outputs and gradients, the one that uses most of what the policy allows."""
+    """Per spec `ALWAYS` and, of the other outputs and gradients, the one that uses most of what the policy allows."""
     rows = []
     for entry in entries:
         name = entry["spec"]
@@ -116,8 +117,8 @@ def _formulations(entries: Iterable[dict]) -> str:
 
 
 def _shown(lines: list[dict]) -> list[dict]:
-    always = [line for line in lines if line["name"] in ("y", "dx")]
-    others = [line for line in lines if line["name"] not in ("y", "dx")]
+    always = [line for line in lines if line["name"] in ALWAYS]
+    others = [line for line in lines if line["name"] not in ALWAYS]
     return always + sorted(others, key=lambda line: line["share"])[-1:]
 
 
@@ -130,9 +131,9 @@ def _header(record: dict) -> str:
             "interpreted: the kernels run by Pallas' interpreter; executed IR: their lowered Triton IR run on CPU.",
             f"Policy: each error of a kernel is at most {policy['factor']:g} (gradients {policy['gradient_factor']:g}) "
             f"times that of the XLA reference, or {policy['floor_eps']:g} rounding units.",
-            f"share: the largest part of that which a kernel uses. Of {lines} outputs and gradients y, dx and the one "
-            "other with the",
-            "largest share of each spec are shown; --json FILE writes all.",
+            f"share: the largest part of that which a kernel uses. Of {lines} outputs and gradients y, dx (o, dv) and "
+            "the one other with",
+            "the largest share of each spec are shown; --json FILE writes all.",
         ]
     )
 

@@ -33,7 +33,7 @@ class Line:
     name: str
     kernel: Errors
     reference: Errors
-    peak: float  # largest magnitude of the oracle's values, in units of their RMS
+    peak: float  # largest magnitude of the oracle's values, in units of their RMS (of 1 where the oracle is 0)
     dtype: str
     gradient: bool
 
@@ -77,7 +77,7 @@ def compare_values(
             name=name,
             kernel=errors(kernel[name], value),
             reference=errors(reference[name], value),
-            peak=float(np.abs(value).max() / scale(value)),
+            peak=max(1.0, float(np.abs(value).max() / scale(value))),  # 1 also where the oracle is 0
             dtype=str(reference[name].dtype),
             gradient=name.startswith("d"),
         )

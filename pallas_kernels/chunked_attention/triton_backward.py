@@ -19,7 +19,7 @@ def dq(refs: SimpleNamespace, *, problem: Problem, tiles: AttentionTiles, dot: D
     """Of a block of queries."""
     at = Cursor(problem, tiles.block_q, last_first=True)
     exists, columns = at.exists(at.tokens), _all_columns(problem)
-    q = Operand(refs.q, at, at.tokens, tiles.block_d, exists)
+    q = Operand(refs.q, at, at.tokens, tiles.block_d, exists).keep()
     do = Operand(refs.do, at, at.tokens, tiles.block_v, exists)
     lse, delta = (at.statistic(ref, at.tokens)[:, None] for ref in (refs.lse, refs.delta))
 
@@ -40,7 +40,7 @@ def dk(refs: SimpleNamespace, *, problem: Problem, tiles: AttentionTiles, dot: D
     """Of a block of keys."""
     at = Cursor(problem, tiles.block_k)
     exists, columns = at.exists(at.tokens), _all_columns(problem)
-    k = Operand(refs.k, at, at.tokens, tiles.block_d, exists)
+    k = Operand(refs.k, at, at.tokens, tiles.block_d, exists).keep()
     v = Operand(refs.v, at, at.tokens, tiles.block_v, exists)
 
     def step(queries, seen, counts, total):
