@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bench import ops
 from bench.inspect import Kernel, Launch, Program, compile_program
 from bench.ops import Spec
-from bench.work import Issued, Key, Work, issued, key, work
+from bench.work import Issued, Key, Products, Work, issued, key, products, work
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,7 @@ class KernelFigures:
     """One launch of a Pallas kernel: registers per thread, spills and stack in bytes per thread, shared per block."""
 
     name: str
-    tokens: int  # of a tile
-    chunks: int
+    tile: dict[str, int]  # what a program works on, by name
     threads: int
     registers: int
     spill_bytes: int
@@ -32,6 +31,7 @@ class KernelFigures:
     fused_multiply_adds: int  # FFMA in the whole kernel
     tensor_instructions: int  # MMA of any kind
     work: Work | None
+    products: Products | None
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class ProgramFigures:
 
     Attributes:
         bytes_cached: of the bytes issued, loads of small arrays that many programs read.
+        multiply_adds: of the matrix products of its kernels.
         largest_intermediate: the biggest buffer it writes and does not return.
         cpu_seconds: of XLA, Triton and ptxas, when it was compiled: figures may come from the cache.
         kernels: one for each launch, in order.
@@ -48,6 +49,7 @@ class ProgramFigures:
     bytes_moved: int
     bytes_issued: int | None
     bytes_cached: int | None
+    multiply_adds: int | None
     launches: int
     temporary_bytes: int
     largest_intermediate: int
@@ -67,6 +69,7 @@ def figures(spec: Spec, mode: str, implementation: str, target: str, *, detailed
         bytes_moved=compiled.bytes_moved,
         bytes_issued=None if total is None else total.total,
         bytes_cached=None if total is None else total.cached,
+        multiply_adds=None if total is None else total.multiply_adds,
         launches=compiled.launches,
         temporary_bytes=compiled.temporary_bytes,
         largest_intermediate=0 if largest is None else largest.bytes,
@@ -79,15 +82,18 @@ def _issued(compiled: Program, counted: dict[Key, Issued]) -> Issued:
     launches = compiled.traffic.launches
     ours = [counted[key(launch)] for launch in launches if launch.kind == "pallas"]
     others = sum(launch.bytes for launch in launches if launch.kind != "pallas")
-    return Issued(others + sum(one.total for one in ours), sum(one.cached for one in ours))
+    return Issued(
+        others + sum(one.total for one in ours),
+        sum(one.cached for one in ours),
+        sum(one.multiply_adds for one in ours),
+    )
 
 
 def _kernel(spec: Spec, mode: str, launch: Launch, kernel: Kernel, counted: dict[Key, Issued] | None) -> KernelFigures:
     walk = ops.of(spec).walk(spec, mode, kernel)
     return KernelFigures(
         name=kernel.name,
-        tokens=walk.tokens,
-        chunks=walk.chunks,
+        tile=walk.tile,
         threads=kernel.threads,
         registers=kernel.registers,
         spill_bytes=kernel.spill_bytes,
@@ -98,4 +104,5 @@ def _kernel(spec: Spec, mode: str, launch: Launch, kernel: Kernel, counted: dict
         fused_multiply_adds=kernel.histogram["FFMA"] + kernel.histogram["FFMA2"],
         tensor_instructions=sum(count for opcode, count in kernel.histogram.items() if "MMA" in opcode),
         work=None if counted is None else work(walk, launch, kernel, counted[key(launch)]),
+        products=None if counted is None else products(launch, kernel, counted[key(launch)]),
     )

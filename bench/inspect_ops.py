@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bench import compile_times, ema_targets, inspect_report, norm_targets, ops, report
+from bench import attention_targets, compile_times, ema_targets, inspect_report, norm_targets, ops, report
 from bench.figures import ProgramFigures, figures
 from bench.inspect import tools
 from bench.inspect.targets import find_target
@@ -24,6 +24,7 @@ VERDICTS = {
     "timestep_norm: headline": norm_targets.verdicts,
     "complex_ema: headline": ema_targets.plain,
     "complex_ema: headline, packed": ema_targets.packed,
+    "chunked_attention: headline": attention_targets.verdicts,
 }
 
 
@@ -67,6 +68,7 @@ def _spec(title: str, spec: Spec, target: str, detailed: bool) -> dict:
             name: _plain({mode: figures(spec, mode, implementation, target) for mode in MODES})
             for name, implementation in others.items()
         },
+        "least_multiply_adds": {mode: op.least_multiply_adds(spec, mode) for mode in MODES},
         "kernel_seconds": seconds,
         "verdicts": []
         if judge is None

@@ -5,7 +5,7 @@ from itertools import groupby
 
 from bench.report import table
 
-_KERNEL = ("tokens", "chunks", "registers", "spills", "stack", "shared", "blocks/SM")
+_KERNEL = ("registers", "spills", "stack", "shared", "blocks/SM")
 
 
 def text(record: dict) -> str:
@@ -39,7 +39,8 @@ def _op(title: str, entries: list[dict]) -> list[str]:
     for entry in entries:
         if entry["others"]:
             heading = f"{entry['spec']['name']}: {entry['op']}, {entry['problem']}"
-            sections += [heading, _programs(entry), _kernels(entry), _work(entry), _seconds(entry)]
+            tables = (_programs(entry), _kernels(entry), _work(entry), _products(entry), _seconds(entry))
+            sections += [heading, *filter(None, tables)]
     return [*sections, f"presets of {title}\n{_presets(entries)}"]
 
 
@@ -58,7 +59,7 @@ def _kernels(entry: dict) -> str:
     for mode, kernel in _each(entry):
         counts = [str(kernel[key]) for key in ("fused_multiply_adds", "tensor_instructions")]
         rows.append([mode, kernel["name"], *_resources(kernel), kernel["limiter"], *counts])
-    header = ["program", "kernel", *_KERNEL, "limited by", "FFMA", "MMA"]
+    header = ["program", "kernel", *_tile([entry]), *_KERNEL, "limited by", "FFMA", "MMA"]
     return table(header, rows, left=2)
 
 
@@ -66,6 +67,8 @@ def _work(entry: dict) -> str:
     rows = []
     for mode, kernel in _each(entry):
         work = kernel["work"]
+        if work is None:
+            continue
         rows.append(
             [
                 mode,
@@ -80,7 +83,33 @@ def _work(entry: dict) -> str:
         )
     header = ["program", "kernel", "SASS/tile", "FFMA", "FMUL", "FADD", "tiles", "SASS/element"]
     header += ["MB moved", "MB issued", "cached", "issue us", "memory us", "busiest unit"]
-    return table(header, rows, left=2)
+    return table(header, rows, left=2) if rows else ""
+
+
+def _products(entry: dict) -> str:
+    rows = []
+    for mode, kernel in _each(entry):
+        done = kernel["products"]
+        if done is None:
+            continue
+        rows.append(
+            [
+                mode,
+                kernel["name"],
+                f"{done['multiply_adds'] / 1e9:.2f}",
+                *(f"{done[key] / 1e6:.1f}" for key in ("bytes_moved", "bytes_issued")),
+                f"{done['multiply_adds'] / done['bytes_issued']:.1f}",
+                f"{done['tensor_us']:.0f}",
+                f"{done['memory_us']:.0f}",
+            ]
+        )
+    for mode, program in entry["kernels"].items():
+        if rows and program["multiply_adds"]:
+            least = entry["least_multiply_adds"][mode]
+            counts = (f"{count / 1e9:.2f}" for count in (program["multiply_adds"], least))
+            rows.append([mode, "all", next(counts), f"least {next(counts)}", *[""] * 4])
+    header = ["program", "kernel", "G multiply-adds", "MB moved", "MB issued", "each byte", "tensor us", "memory us"]
+    return table(header, rows, left=2) if rows else ""
 
 
 def _seconds(entry: dict) -> str:
@@ -99,7 +128,8 @@ def _presets(entries: list[dict]) -> str:
             for kernel in program["kernels"]:
                 rows.append([name, mode, *figures, kernel["name"].removeprefix(f"{entry['op']}_"), *_resources(kernel)])
                 name, mode, figures = "", "", [""] * len(figures)
-    header = ["spec", "program", "MB moved", "launches", "temp MB", "largest MB", "CPU s", "kernel", *_KERNEL]
+    header = ["spec", "program", "MB moved", "launches", "temp MB", "largest MB", "CPU s", "kernel"]
+    header += [*_tile(entries), *_KERNEL]
     return table(header, rows, left=2)
 
 
@@ -126,5 +156,10 @@ def _memory(program: dict) -> list[str]:
 
 
 def _resources(kernel: dict) -> list[str]:
-    keys = ("tokens", "chunks", "registers", "spill_bytes", "stack_bytes", "shared_bytes", "blocks")
-    return [str(kernel[key]) for key in keys]
+    keys = ("registers", "spill_bytes", "stack_bytes", "shared_bytes", "blocks")
+    return [*map(str, kernel["tile"].values()), *(str(kernel[key]) for key in keys)]
+
+
+def _tile(entries: list[dict]) -> list[str]:
+    """Names of what the programs of an op work on."""
+    return list(next(kernel for _, kernel in _each(entries[0]))["tile"])

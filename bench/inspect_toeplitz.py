@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from bench import ops, report, toeplitz
 from bench.figures import figures
-from bench.inspect import compile_program, model, tools
+from bench.inspect import compile_program, model, tensor_us, tools
 from bench.inspect.targets import find_target
 from bench.programs import MODES
 from bench.toeplitz import Shape
@@ -25,7 +25,6 @@ from pallas_kernels.complex_ema.specs import HEADLINE
 
 TARGET = "sm_90"
 SHAPES = tuple(Shape(64, steps, features, 4, 512) for features, steps in ((2, 64), (4, 64), (4, 32), (8, 32)))
-MULTIPLY_ADDS = 2048  # bfloat16, per clock and multiprocessor: 989 TFLOP/s of the data sheet
 THREADS = 128  # of a warp on each scheduler
 L2_BANDWIDTH = 5.5e12  # bytes per second: what others have measured on this card; no data sheet has it
 
@@ -123,7 +122,7 @@ def _pass(shape: Shape, emits: bool) -> Pass:
         waits,
         modelled.issue_us,
         modelled.memory_us,
-        _microseconds(work, MULTIPLY_ADDS * gpu.multiprocessors * gpu.clock),
+        tensor_us(work, gpu),
         _microseconds((1 + emits) * toeplitz.sector_bytes(_elements(), shape), L2_BANDWIDTH),
     )
 

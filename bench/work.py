@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench import ops
-from bench.inspect import Kernel, Launch, Loop, model
+from bench.inspect import Kernel, Launch, Loop, memory_us, model, tensor_us
 from bench.inspect.lowering import TritonCall, lower, triton_calls
 from bench.inspect.sass import histogram
 from bench.inspect.triton_ir import check_addresses
@@ -26,10 +26,12 @@ class Issued:
     Attributes:
         total: all of them.
         cached: of it, loads of arrays that are small and read by many programs, again and again: they are in a cache.
+        multiply_adds: of its matrix products.
     """
 
     total: int
     cached: int
+    multiply_adds: int
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,22 @@ class Work:
     unit: str
 
 
+@dataclass(frozen=True)
+class Products:
+    """Matrix products of one launch. Times are a model's: tensor cores at their full rate, memory at full bandwidth."""
+
+    multiply_adds: int
+    bytes_moved: int
+    bytes_issued: int
+    tensor_us: float
+    memory_us: float
+
+
 Key = tuple[str, int, int]  # name, bytes of the operands, bytes of the results
 
 
-def issued(spec: Spec, mode: str, target: str) -> dict[Key, Issued]:
-    """Loads and stores of each kernel of a program, which `key` finds.
+def issued(spec: Spec, mode: str, target: str) -> dict[Key, Issued] | None:
+    """Loads, stores and products of each kernel of a program, which `key` finds; None where values decide on them.
 
     Raises:
         ValueError: kernels with the same key differ.
@@ -71,8 +84,11 @@ def issued(spec: Spec, mode: str, target: str) -> dict[Key, Issued]:
     function, arrays = op.program(spec, mode, "triton")
     found: dict[Key, Issued] = {}
     for call in triton_calls(lower(function, arrays, target=target)):
+        alike = op.alike(call)
+        if alike is None:
+            return None
         name = (call.name, _bytes(call.operands), _bytes(call.results))
-        counted = _count(call, op.alike(call), op.cached(spec))
+        counted = _count(call, alike, op.cached(spec))
         if found.setdefault(name, counted) != counted:
             raise ValueError(f"two kernels {call.name} with operands and results of the same size load {found[name]}")
     return found
@@ -83,8 +99,23 @@ def key(launch: Launch) -> Key:
     return launch.kernel, launch.read, launch.written
 
 
-def work(walk: Walk, launch: Launch, kernel: Kernel, counted: Issued) -> Work:
-    """Of one launch of `kernel`."""
+def products(launch: Launch, kernel: Kernel, counted: Issued) -> Products | None:
+    """Of one launch of `kernel` on bfloat16 numbers; None if it has no matrix products."""
+    if not counted.multiply_adds:
+        return None
+    return Products(
+        multiply_adds=counted.multiply_adds,
+        bytes_moved=launch.bytes,
+        bytes_issued=counted.total,
+        tensor_us=tensor_us(counted.multiply_adds, kernel.target),
+        memory_us=memory_us(launch.bytes, kernel.target),
+    )
+
+
+def work(walk: Walk, launch: Launch, kernel: Kernel, counted: Issued) -> Work | None:
+    """Of one launch of `kernel`; None where its programs walk differently far."""
+    if walk.trips is None:
+        return None
     loops = nest(kernel, len(walk.trips))
     trips = {loop.header: walk.others for loop in kernel.loops if not loop.waits}
     trips |= dict(zip((loop.header for loop in loops), walk.trips, strict=True)) if loops else {}
@@ -131,14 +162,15 @@ def _tile(kernel: Kernel, loops: Sequence[Loop], others: int):
 
 
 def _count(call: TritonCall, alike: Sequence[tuple[Sequence[int], int]], cached: set[tuple[int, ...]]) -> Issued:
-    total = again = 0
+    total = again = products = 0
     for cells, times in alike:
         report = check_addresses(call, cells=cells)
         operands = zip(call.operands, report.buffers, strict=False)  # results come after the operands
         loaded = sum(buffer.bytes_loaded for operand, buffer in operands if operand.shape in cached)
         total += (report.bytes_loaded + report.bytes_stored) * times
         again += loaded * times
-    return Issued(total, again)
+        products += report.multiply_adds * times
+    return Issued(total, again, products)
 
 
 def _bytes(arrays) -> int:

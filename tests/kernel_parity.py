@@ -25,6 +25,12 @@ MODEL_DTYPES = (jnp.float32, jnp.bfloat16)
 LONGEST_FOR_TORCH = 2048  # its backward walks a graph of every step
 
 
+# What is compiled for a GPU is what is executed as IR; the interpreter, the slower of the two, is for `make test-all`.
+on_both_rungs = pytest.mark.parametrize(
+    "rung", [pytest.param("triton_interpret", marks=pytest.mark.thorough), "lowered"]
+)
+
+
 def everyday(specs: Sequence[ops.Spec], *names: str) -> list:
     """The specs as parameters of a test; all but the named ones are left to `make test-all`."""
     assert set(names) <= {spec.name for spec in specs}

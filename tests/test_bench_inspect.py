@@ -88,7 +88,7 @@ def test_figures_of_kernels_with_several_loops_and_chunks(name):
     assert all(kernel.work.issue_us > 0 for kernel in program.kernels)
     if name == "one sequence":
         assert [kernel.name for kernel in program.kernels] == ["timestep_norm_forward_totals", "timestep_norm_forward"]
-        assert {kernel.chunks for kernel in program.kernels} == {9}
+        assert {kernel.tile["chunks"] for kernel in program.kernels} == {9}
         assert {kernel.work.tiles for kernel in program.kernels} == {15}  # of 128 in all
         x = 2 * 32768 * 1024
         assert [kernel.work.bytes_moved // x for kernel in program.kernels] == [1, 2]
@@ -96,8 +96,8 @@ def test_figures_of_kernels_with_several_loops_and_chunks(name):
 
 def made_up(**changes):
     done = work.Work(10, 4, 1.0, 100, 0, 0, 100, 110, 0, issue_us=1.0, memory_us=2.0, unit="issue")
-    kernel = figures.KernelFigures("k", 8, 1, 128, 32, 0, 0, 0, 16, "threads", 0, 0, done)
-    program = figures.ProgramFigures(100, 110, 0, 1, 0, 0, 1.0, (kernel,))
+    kernel = figures.KernelFigures("k", {"tokens": 8}, 128, 32, 0, 0, 0, 16, "threads", 0, 0, done, None)
+    program = figures.ProgramFigures(100, 110, 0, 0, 1, 0, 0, 1.0, (kernel,))
     return {mode: replace(program, **changes) for mode in MODES}
 
 
@@ -176,6 +176,7 @@ def test_baselines_compute_complex_ema(segments):
 
 
 @needs_tools
+@pytest.mark.thorough
 def test_model_command(monkeypatch, tmp_path, capsys):
     small = MegalodonConfig(
         vocab_size=32, model_dim=32, num_layers=1, z_dim=16, value_dim=32, ffn_hidden_dim=32, cema_ndim=2,
@@ -281,7 +282,8 @@ def test_parity_shows_the_usual_form_of_long_memories(monkeypatch, capsys):
 
 
 def test_names_of_specs():
-    assert list(ops.find(ops.PRESETS, "headline")) == ["timestep_norm: headline", "complex_ema: headline"]
+    every = ["timestep_norm: headline", "complex_ema: headline", "chunked_attention: headline"]
+    assert list(ops.find(ops.PRESETS, "headline")) == every
     assert ops.find(ops.PRESETS, "complex_ema: headline") == {"complex_ema: headline": EMA_HEADLINE}
     assert list(ops.find(ops.PRESETS, "32 states")) == ["complex_ema: 32 states"]
     assert ops.find(ops.PRESETS, "complex_ema") == {}

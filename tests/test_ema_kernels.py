@@ -13,8 +13,6 @@ from pallas_kernels import Tiles, complex_ema
 from pallas_kernels.complex_ema import specs
 from tests import cases, ema_laws, kernel_parity
 
-on_both_rungs = pytest.mark.parametrize("rung", ["triton_interpret", "lowered"])
-
 
 @pytest.mark.parametrize(
     "spec", kernel_parity.everyday(kernel_parity.EMA, "one step", "packed, chunks, state", "bfloat16", "edges"), ids=str
@@ -52,7 +50,7 @@ SHORTFALLS = {
 }
 
 
-@on_both_rungs
+@kernel_parity.on_both_rungs
 @pytest.mark.parametrize("spec", specs.SHORTFALLS, ids=str)
 def test_known_shortfall(rung, spec):
     """Where memory is long, or bfloat16 takes long chunks, some seeds use more than the policy allows, which is twice
@@ -63,7 +61,7 @@ def test_known_shortfall(rung, spec):
     assert all(line.kernel.relative_rms <= 3e-6 for line in lines if line.dtype != "bfloat16")
 
 
-@on_both_rungs
+@kernel_parity.on_both_rungs
 def test_one_pass_over_a_long_sequence_in_bfloat16(rung):
     """What rounding adds up to along a chunk of 2013 steps does not show in bfloat16."""
     spec = specs.Spec("", 1, 2013, 16, 2, dtype=jnp.bfloat16, decays="long", tiles=Tiles(8, 1, 1))
@@ -78,24 +76,24 @@ def test_one_pass_over_a_long_sequence_in_bfloat16(rung):
     assert max(shares(line)) < 0.2
 
 
-@on_both_rungs
+@kernel_parity.on_both_rungs
 @pytest.mark.parametrize("chunks", ema_laws.CHUNKS)
 def test_documents_never_touch(rung, chunks):
     ema_laws.check_isolation(rung, chunks)
 
 
-@on_both_rungs
+@kernel_parity.on_both_rungs
 def test_no_token_depends_on_a_later_one(rung):
     ema_laws.check_causality(rung)
 
 
-@on_both_rungs
+@kernel_parity.on_both_rungs
 @pytest.mark.parametrize("kind", ["mask", "segments"])
 def test_masked_inputs_may_hold_anything(rung, kind):
     ema_laws.check_masked_inputs(rung, kind)
 
 
-@on_both_rungs
+@kernel_parity.on_both_rungs
 @pytest.mark.parametrize("tiles", ema_laws.LAUNCH_SHAPES)
 def test_every_launch_shape_gives_the_same(rung, tiles):
     ema_laws.check_launch_shape(rung, tiles)

@@ -95,8 +95,10 @@ def test_one_trip_of_the_inner_loop_is_one_tile(headline, kernels):
             continue
         outer, inner = nest(kernels[found.name], 2)
         assert [loop.header for loop in kernels[found.name].loops] == [outer.header, inner.header]
-        assert found.work.fused >= 3 * HEADLINE.states * found.tokens  # two or more to advance, one or two to read
-        assert found.work.tiles * found.tokens * found.chunks == HEADLINE.length
+        assert (
+            found.work.fused >= 3 * HEADLINE.states * found.tile["tokens"]
+        )  # two or more to advance, one or two to read
+        assert found.work.tiles * found.tile["tokens"] * found.tile["chunks"] == HEADLINE.length
 
 
 def test_less_of_everything_than_the_usual_forms(headline, packed):

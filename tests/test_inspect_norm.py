@@ -96,8 +96,8 @@ def test_one_trip_of_the_main_loop_is_one_tile(headline, kernels):
         assert [other for other in kernel.loops if not other.waits] == [loop]
         opcodes = [instruction.opcode for instruction in loop.instructions]
         wide = sum(opcode.startswith("STG") and opcode.endswith(".128") for opcode in opcodes)
-        assert wide * 8 * found.threads == found.tokens * HEADLINE.features // HEADLINE.groups
-        assert found.work.tiles * found.tokens == HEADLINE.length
+        assert wide * 8 * found.threads == found.tile["tokens"] * HEADLINE.features // HEADLINE.groups
+        assert found.work.tiles * found.tile["tokens"] == HEADLINE.length
 
 
 def test_every_target_is_met(headline):

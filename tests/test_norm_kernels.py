@@ -9,10 +9,10 @@ from bench.inspect.triton_ir import execute
 from pallas_kernels import Tiles, timestep_norm
 from tests import cases, kernel_parity, norm_laws
 
-on_both_rungs = pytest.mark.parametrize("rung", ["triton_interpret", "lowered"])
 
-
-@pytest.mark.parametrize("spec", kernel_parity.NORM, ids=str)
+@pytest.mark.parametrize(
+    "spec", kernel_parity.everyday(kernel_parity.NORM, "one token", "packed, chunks", "masked, all features"), ids=str
+)
 def test_interpreted(spec):
     kernel_parity.check(spec, "triton_interpret")
 
@@ -22,14 +22,14 @@ def test_lowered(spec):
     kernel_parity.check(spec, "lowered")
 
 
-@on_both_rungs
+@kernel_parity.on_both_rungs
 @pytest.mark.parametrize("statistics", norm_laws.STATISTICS)
 @pytest.mark.parametrize("chunks", norm_laws.CHUNKS)
 def test_documents_never_touch(rung, statistics, chunks):
     norm_laws.check_isolation(rung, statistics, chunks)
 
 
-@on_both_rungs
+@kernel_parity.on_both_rungs
 @pytest.mark.parametrize("statistics", norm_laws.STATISTICS)
 def test_no_token_depends_on_a_later_one(rung, statistics):
     norm_laws.check_causality(rung, statistics)
@@ -40,7 +40,7 @@ def test_masked_values_may_be_anything_where_they_give_nothing(rung):
     norm_laws.check_masked_values(rung)
 
 
-@on_both_rungs
+@kernel_parity.on_both_rungs
 @pytest.mark.parametrize("tiles", norm_laws.LAUNCH_SHAPES)
 def test_every_launch_shape_gives_the_same(rung, tiles):
     norm_laws.check_launch_shape(rung, tiles)

@@ -91,6 +91,7 @@ def test_flash_attention(dtype, tolerance):
     )
     blocks = 1 + 2 + 3 + 4  # causal: the loop bound differs from cell to cell
     assert report.operations["tt.dot"] == 2 * blocks
+    assert report.multiply_adds == blocks * 16 * 16 * (16 + 32)
     assert report.bytes_loaded == (64 * 16 + blocks * 16 * (16 + 32)) * np.dtype(dtype).itemsize
 
 

@@ -9,7 +9,7 @@ are static, and times from `model` are those of a model.
 
 from bench.inspect.buffers import Buffer
 from bench.inspect.compile import compile_program
-from bench.inspect.cost import Model, memory_us, model
+from bench.inspect.cost import Model, memory_us, model, tensor_us
 from bench.inspect.hlo import Launch, Traffic, traffic
 from bench.inspect.isolated import CompilerFailed, compile_in_subprocess
 from bench.inspect.loops import Loop
@@ -37,6 +37,7 @@ __all__ = [
     "missing",
     "model",
     "occupancy",
+    "tensor_us",
     "traffic",
     "unpinned",
     "versions",

@@ -67,6 +67,11 @@ def memory_us(moved_bytes: float, target: Target) -> float:
     return moved_bytes / target.bandwidth * 1e6
 
 
+def tensor_us(multiply_adds: float, target: Target) -> float:
+    """Microseconds that the tensor cores take for that many products of bfloat16 numbers at their full rate."""
+    return multiply_adds / (target.tensor_per_clock * target.multiprocessors * target.clock) * 1e6
+
+
 def model(kernel: Kernel, *, moved_bytes: float, trips: Mapping[int, float] | None = None) -> Model:
     """Model one launch of `kernel`.
 

@@ -25,6 +25,7 @@ class Target:
     shared_per_multiprocessor: int
     shared_per_block: int  # the most a kernel can ask for
     fp32_per_clock: int  # float32 additions per clock and multiprocessor
+    tensor_per_clock: int  # bfloat16 multiply-adds per clock and multiprocessor, summed in float32
     l2_bytes: int
     memory_bytes: int
     bandwidth: float
@@ -88,6 +89,7 @@ _ALL = (
         shared_per_multiprocessor=164 * KIB,
         shared_per_block=163 * KIB,
         fp32_per_clock=64,
+        tensor_per_clock=1024,
         l2_bytes=40 * KIB**2,
         memory_bytes=85_100_068_864,
         bandwidth=2.03904e12,
@@ -103,6 +105,7 @@ _ALL = (
         shared_per_multiprocessor=100 * KIB,
         shared_per_block=99 * KIB,
         fp32_per_clock=128,
+        tensor_per_clock=256,
         l2_bytes=72 * KIB**2,
         memory_bytes=25_393_692_672,
         bandwidth=1.008096e12,
@@ -118,6 +121,7 @@ _ALL = (
         shared_per_multiprocessor=228 * KIB,
         shared_per_block=227 * KIB,
         fp32_per_clock=128,
+        tensor_per_clock=2048,
         l2_bytes=50 * KIB**2,
         memory_bytes=84_942_979_072,
         bandwidth=3.35232e12,
@@ -133,6 +137,7 @@ _ALL = (
         shared_per_multiprocessor=228 * KIB,
         shared_per_block=227 * KIB,
         fp32_per_clock=128,
+        tensor_per_clock=4096,
         l2_bytes=132_644_864,
         memory_bytes=191_514_411_008,
         bandwidth=7.67232e12,
@@ -148,6 +153,7 @@ _ALL = (
         shared_per_multiprocessor=100 * KIB,
         shared_per_block=99 * KIB,
         fp32_per_clock=128,
+        tensor_per_clock=256,
         l2_bytes=96 * KIB**2,
         memory_bytes=34_190_458_880,
         bandwidth=1.792128e12,

@@ -10,7 +10,9 @@ A module has
     program(spec, mode, implementation)     the program that is compiled and inspected, and its abstract argument
     baselines(spec)                         further implementations that `program` knows, by other people's formulas
     walk(spec, mode, kernel)                how a compiled kernel of that program walks over the sequence
-    alike(call)                             programs of its grid that do all there is to do, with how often they occur
+    alike(call)                             programs of its grid that do all there is to do, with how often they occur;
+                                            None where values decide what they do
+    least_multiply_adds(spec, mode)         of the matrix products that the results need; 0 for an op without
     cached(spec)                            shapes of small arrays that many programs of a kernel read
     KERNELS                                 names of those with tiles of their own, forward first
 """
@@ -40,7 +42,7 @@ def _titled(specs: Iterable[Spec]) -> Titled:
 
 
 # Of every op, by "op: name".
-PRESETS = _titled((*norm_specs.PRESETS, *ema_specs.PRESETS))
+PRESETS = _titled((*norm_specs.PRESETS, *ema_specs.PRESETS, *attention_specs.PRESETS))
 PARITY = _titled((*norm_specs.PARITY, *norm_specs.LONG, *ema_specs.PARITY, *ema_specs.LONG, *attention_specs.PARITY))
 SHORTFALLS = _titled(ema_specs.SHORTFALLS)  # may break the policy, by how much is known; shown when named
 

@@ -5,19 +5,28 @@ forward+backward    (do, inputs) -> (o, dq, dk, dv)
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from bench.attention_baseline import attention_by_value_tiles
+from bench.inspect import Kernel
+from bench.inspect.lowering import TritonCall
 from bench.ops.documents import documents
+from bench.ops.walk import Walk
 from bench.programs import MODES
 from pallas_kernels import chunked_attention
+from pallas_kernels._architecture import Architecture
+from pallas_kernels.chunked_attention import tiles as heuristic
 from pallas_kernels.chunked_attention.launch import DK, DQ, DV, FORWARD
 from pallas_kernels.chunked_attention.specs import Spec
 from reference import oracle_numpy
 
 NAME = "chunked_attention"
 KERNELS = (FORWARD, DQ, DK, DV)
+VALUE_TILES = "value tiles as heads"
 _MOVING = ("q", "k", "v")
 
 Arrays = dict[str, jax.ShapeDtypeStruct]
@@ -76,6 +85,45 @@ def program(spec: Spec, mode: str, implementation: str) -> tuple[Callable, Array
 
 
 def _attend(spec: Spec, implementation: str, arrays: dict):
+    if implementation == VALUE_TILES:
+        return attention_by_value_tiles(*(arrays[name] for name in _MOVING), chunk_size=spec.chunk)
     tokens = {name: arrays.get(name) for name in ("mask", "segment_ids")}
     moving = (arrays[name] for name in _MOVING)
     return chunked_attention(*moving, chunk_size=spec.chunk, **tokens, implementation=implementation)
+
+
+def baselines(spec: Spec) -> tuple[str, ...]:
+    """jax.nn.dot_product_attention, where chunks are whole and nothing is masked."""
+    return () if spec.mask or spec.segments or spec.length % spec.chunk else (VALUE_TILES,)
+
+
+def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
+    """Programs walk differently far: only their tiles."""
+    gpu, arrays = Architecture.of(kernel.target.name), spec.arrays()
+    options = {"chunk_size": spec.chunk, **{name: arrays.get(name) for name in ("mask", "segment_ids")}}
+    plan = heuristic.launches(gpu, *(arrays[name] for name in _MOVING), **options)
+    tiles = asdict(next(launch.tiles for launch in plan if launch.kernel == kernel.name))
+    shown = {"block_q": "queries", "block_k": "keys", "block_v": "values", "num_stages": "stages"}
+    return Walk({name: tiles[field] for field, name in shown.items()}, elements=0, trips=None, others=0)
+
+
+def alike(call: TritonCall) -> list[tuple[list[int], int]] | None:
+    """Every block of tokens of one row, head and slice of values; the others do the same, but for lse, which the first
+    slice stores alone. None where tokens are masked or packed."""
+    if any(operand.dtype == jnp.int32 for operand in call.operands):
+        return None
+    slices, blocks, rows = call.grid
+    return [([slices - 1 + slices * block for block in range(blocks)], slices * rows)]
+
+
+def cached(spec: Spec) -> set[tuple[int, ...]]:
+    """None: every array is large."""
+    return set()
+
+
+def least_multiply_adds(spec: Spec, mode: str) -> int:
+    """For each pair of a query and a key up to it: scores and values; backward scores, dp, dq, dk and dv."""
+    whole, rest = divmod(spec.length, spec.chunk)
+    pairs = spec.batch * spec.heads * (whole * spec.chunk * (spec.chunk + 1) + rest * (rest + 1)) // 2
+    forward, backward = spec.depth + spec.width, 3 * spec.depth + 2 * spec.width
+    return pairs * (forward if mode == MODES[0] else forward + backward)

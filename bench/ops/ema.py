@@ -159,14 +159,17 @@ def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
         longest = max(kernel.loops, key=lambda loop: len(loop.instructions), default=None)
         unrolled = chunks - 1 if longest is None else longest.histogram["STG"] // 2
         elements = LANES_OF_JOIN * chunk // spec.states
-        return Walk(unrolled * chunk, chunks, unrolled * elements, (-(-(chunks - 1) // unrolled),), others=1)
+        tile = {"tokens": unrolled * chunk, "chunks": chunks}
+        return Walk(tile, unrolled * elements, (-(-(chunks - 1) // unrolled),), others=1)
     steps = min(chunk, spec.length)
     own = tiles[BACKWARD if name == BACKWARD else FORWARD]
     block = ENDS_BLOCK if name == ENDS else own.block_length
     elements = block * LANES * own.num_warps
     whole = steps // block
     stretch = min(STEADY // block, whole)
-    return Walk(block, chunks, elements, (-(-steps // STEADY), stretch), others=0 if whole else steps)
+    return Walk(
+        {"tokens": block, "chunks": chunks}, elements, (-(-steps // STEADY), stretch), others=0 if whole else steps
+    )
 
 
 def alike(call: TritonCall) -> list[tuple[list[int], int]]:
@@ -181,3 +184,8 @@ def cached(spec: Spec) -> set[tuple[int, ...]]:
     """Shapes of the coefficients (of each state, of all of them in a row, omega), and of marks of tokens."""
     each = {(spec.states, spec.features), (spec.states * spec.features,), (spec.features,)}
     return {*each, (spec.batch, spec.length)}
+
+
+def least_multiply_adds(spec: Spec, mode: str) -> int:
+    """No matrix products."""
+    return 0

@@ -146,8 +146,7 @@ def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
     tiles = next(launch.tiles for launch in plan if launch.kernel == kernel.name.removesuffix("_totals"))
     problem = Problem(spec.batch, spec.length, spec.features, spec.groups, 0.0, spec.statistics)
     return Walk(
-        tokens=tiles.block_length,
-        chunks=kernel.grid[2],
+        tile={"tokens": tiles.block_length, "chunks": kernel.grid[2]},
         elements=tiles.block_length * spec.features // spec.groups,
         trips=(-(-problem.chunks(tiles)[1] // tiles.block_length),),
         others=1,
@@ -163,3 +162,8 @@ def alike(call: TritonCall) -> list[tuple[list[int], int]]:
 def cached(spec: Spec) -> set[tuple[int, ...]]:
     """Shapes of weight and bias, and of marks of tokens."""
     return {(spec.features,), (spec.batch, spec.length)}
+
+
+def least_multiply_adds(spec: Spec, mode: str) -> int:
+    """No matrix products."""
+    return 0

@@ -8,15 +8,14 @@ class Walk:
     """What the static figures need to know of it.
 
     Attributes:
-        tokens: of a tile.
-        chunks: that share a sequence.
+        tile: what a program works on, by name: tokens of a tile, chunks that share a sequence.
         elements: of x in a tile.
-        trips: of the loop over tiles, which is the last, and of the loops around it, outermost first.
+        trips: of the loop over tiles, which is the last, and of the loops around it, outermost first. None where
+            programs walk differently far, and matrix products are what takes time.
         others: trips of every other loop.
     """
 
-    tokens: int
-    chunks: int
+    tile: dict[str, int]
     elements: int
-    trips: tuple[int, ...]
+    trips: tuple[int, ...] | None
     others: int

@@ -143,6 +143,11 @@ def matrix_product(plan: Plan, precision: str | None) -> Callable[[jax.Array, ja
     return product
 
 
+def barrier(plan: Plan) -> Callable[[], None]:
+    """What makes memory written by any thread of a program visible to its others; the interpreter has one thread."""
+    return (lambda: None) if plan.interpret else plt.debug_barrier
+
+
 def rows(tile) -> list[jax.Array]:
     """The rows of a tile [T, S], T a power of two."""
     return [row.reshape(tile.shape[1:]) for row in jax.lax.split(tile, (1,) * tile.shape[0], axis=0)]

@@ -32,15 +32,19 @@ def backward(plan: Plan, problem: Problem, arrays: Arrays, tokens: Tokens, o, ls
     found = []
     for (name, kernel), like in zip(kernels.items(), arrays, strict=True):
         output = name.removeprefix("chunked_attention_")
-        outputs = {output: jax.ShapeDtypeStruct(like.shape, like.dtype)}
-        found.append(getattr(_launch(kernel, name, plan, problem, inputs, outputs), output))
+        outputs, options = {output: jax.ShapeDtypeStruct(like.shape, like.dtype)}, {}
+        if name != DV:
+            outputs["sum"] = jax.ShapeDtypeStruct(like.shape, jnp.float32)  # what the kernel works with
+            options["barrier"] = backend.barrier(plan)
+        found.append(getattr(_launch(kernel, name, plan, problem, inputs, outputs, **options), output))
     return Arrays(*found)
 
 
-def _launch(kernel, name: str, plan: Plan, problem: Problem, inputs, outputs):
+def _launch(kernel, name: str, plan: Plan, problem: Problem, inputs, outputs, **options):
     tiles = plan[name]
     slices = -(-problem.width // tiles.block_v) if name in (FORWARD, DV) else 1
     block = tiles.block_q if name in (FORWARD, DQ) else tiles.block_k
     grid = (slices, -(-problem.length // block), problem.batch * problem.heads)
-    run = partial(kernel, problem=problem, tiles=tiles, dot=backend.matrix_product(plan, problem.precision))
+    dot = backend.matrix_product(plan, problem.precision)
+    run = partial(kernel, problem=problem, tiles=tiles, dot=dot, **options)
     return backend.launch(run, name, grid, inputs, outputs, tiles, plan)

@@ -1,7 +1,8 @@
 """Tiles of the attention kernels: the heuristic, and when a problem is too large.
 
-A program keeps block_q x block_v sums in registers and loads tiles of keys and values ahead into shared memory. What
-each architecture has of both gives the blocks; each problem has no more than its own sizes of them.
+A program keeps its sums in registers (for o and dv block_q or block_k x block_v of them, for dq and dk a tile of
+scores) and loads tiles of what it walks over ahead into shared memory. What each architecture has of both gives the
+blocks; each problem has no more than its own sizes of them.
 """
 
 from dataclasses import replace
@@ -24,18 +25,18 @@ _BFLOAT16 = {
         "sm_120": _T(64, 32, 256, 256, 8, 2),
     },
     DQ: {
-        "sm_80": _T(64, 64, 64, 256, 8, 2),
-        "sm_89": _T(64, 32, 64, 256, 8, 2),
-        "sm_90": _T(64, 64, 128, 256, 8, 2),
+        "sm_80": _T(128, 64, 64, 64, 8, 3),
+        "sm_89": _T(128, 128, 64, 64, 8, 2),
+        "sm_90": _T(128, 128, 64, 256, 8, 3),
         "sm_100": _T(128, 64, 64, 256, 8, 2),
-        "sm_120": _T(64, 32, 64, 256, 8, 2),
+        "sm_120": _T(128, 128, 64, 64, 8, 2),
     },
     DK: {
-        "sm_80": _T(64, 64, 64, 256, 8, 2),
-        "sm_89": _T(32, 64, 64, 256, 8, 2),
-        "sm_90": _T(64, 64, 128, 256, 8, 2),
+        "sm_80": _T(128, 128, 64, 64, 8, 2),
+        "sm_89": _T(128, 128, 64, 64, 8, 2),
+        "sm_90": _T(128, 128, 64, 256, 8, 3),
         "sm_100": _T(64, 128, 64, 256, 8, 2),
-        "sm_120": _T(32, 64, 64, 256, 8, 2),
+        "sm_120": _T(64, 128, 64, 64, 8, 2),
     },
     DV: {
         "sm_80": _T(32, 64, 256, 256, 8, 2),
@@ -43,6 +44,23 @@ _BFLOAT16 = {
         "sm_90": _T(64, 128, 256, 256, 8, 2),
         "sm_100": _T(64, 128, 256, 256, 8, 2),
         "sm_120": _T(32, 64, 256, 256, 8, 2),
+    },
+}
+# Where tokens are masked or packed: what says so takes registers too.
+_MARKED = {
+    DQ: {
+        "sm_80": _T(64, 64, 64, 64, 8, 2),
+        "sm_89": _T(64, 64, 64, 64, 8, 2),
+        "sm_90": _T(128, 64, 64, 256, 8, 3),
+        "sm_100": _T(128, 64, 64, 64, 8, 2),
+        "sm_120": _T(64, 64, 64, 64, 8, 2),
+    },
+    DK: {
+        "sm_80": _T(64, 64, 64, 64, 8, 2),
+        "sm_89": _T(64, 64, 64, 64, 8, 2),
+        "sm_90": _T(64, 128, 64, 256, 8, 3),
+        "sm_100": _T(64, 128, 64, 64, 8, 2),
+        "sm_120": _T(64, 64, 64, 64, 8, 2),
     },
 }
 _FLOAT32 = {
@@ -61,16 +79,18 @@ def refuse(q, k, v, **kwargs) -> str | None:
     return too_many("batch x heads =", batch * heads)
 
 
-def launches(gpu: Architecture, q, k, v, *, chunk_size: int, segment_ids=None, precision=None, **kwargs):
+def launches(gpu: Architecture, q, k, v, *, chunk_size: int, mask=None, segment_ids=None, precision=None, **kwargs):
     """Every kernel with its tiles."""
     batch, length, heads, depth = q.shape
     shape = {
         "batch": batch, "length": length, "heads": heads, "depth": depth, "width": v.shape[3], "chunk": chunk_size,
-        "dtype": q.dtype.name, "packed": int(segment_ids is not None), "precision": precision or "float32",
+        "dtype": q.dtype.name, "masked": int(mask is not None), "packed": int(segment_ids is not None),
+        "precision": precision or "float32",
     }  # fmt: skip
+    bfloat16 = _BFLOAT16 if mask is None and segment_ids is None else _BFLOAT16 | _MARKED
     found = []
     for name, float32 in _FLOAT32.items():
-        large = _BFLOAT16[name][gpu.name] if q.dtype.itemsize == 2 else float32
+        large = bfloat16[name][gpu.name] if q.dtype.itemsize == 2 else float32
         found.append(
             Launch(name, *choose(name, gpu.name, shape, _fitting(large, length, depth, v.shape[3]), _take_all))
         )

@@ -1,67 +1,72 @@
 """The backward kernels: dq by blocks of queries, dk and dv by blocks of keys, each sum in one program.
 
 Nothing is added up between programs, so that results do not depend on their order, and no scores are kept: each kernel
-forms them anew. For dq and dk the value dim is what products are summed over; dv is split along it, as o is.
+forms them anew. dv is split along the value dim, as o is. For dq and dk that dim is what products are summed over, and
+every operand is read again for every tile of scores: large tiles save most of that, and leave the registers no room for
+the sum, which stays in memory.
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 
 from pallas_kernels._backends.triton import load, store
-from pallas_kernels._tiles import AttentionTiles, next_power_of_two
+from pallas_kernels._tiles import AttentionTiles
 from pallas_kernels.chunked_attention.math import weights
-from pallas_kernels.chunked_attention.problem import SMALLEST, Cursor, Dot, Operand, Problem, Tokens, contract
+from pallas_kernels.chunked_attention.problem import Cursor, Dot, Operand, Problem, Tokens, contract
+from pallas_kernels.chunked_attention.sums import Sum
 from pallas_kernels.chunked_attention.walks import over_keys, over_queries
 
+Barrier = Callable[[], None]
 
-def dq(refs: SimpleNamespace, *, problem: Problem, tiles: AttentionTiles, dot: Dot) -> None:
+
+def dq(refs: SimpleNamespace, *, problem: Problem, tiles: AttentionTiles, dot: Dot, barrier: Barrier) -> None:
     """Of a block of queries."""
     at = Cursor(problem, tiles.block_q, last_first=True)
-    exists, columns = at.exists(at.tokens), _all_columns(problem)
+    exists = at.exists(at.tokens)
     q = Operand(refs.q, at, at.tokens, tiles.block_d, exists).keep()
     do = Operand(refs.do, at, at.tokens, tiles.block_v, exists)
     lse, delta = (at.statistic(ref, at.tokens)[:, None] for ref in (refs.lse, refs.delta))
+    total = Sum(refs.sum, at, exists, barrier)
 
-    def step(keys, seen, counts, total):
+    def step(keys, seen, counts, carry):
         dp = contract(dot, do, Operand(refs.v, at, keys, tiles.block_v, counts))
         scores = contract(dot, q, Operand(refs.k, at, keys, tiles.block_d, counts))
         ds = weights(_where(seen, scores), lse) * (dp - delta)
-        k = load(refs.k, *at.index(keys, columns, problem.depth, counts))
-        return total + dot(ds.astype(k.dtype), k)
+        total.add(dot, ds.astype(refs.k.dtype), Operand(refs.k, at, keys, total.size, counts))
+        return carry
 
-    start = jnp.zeros((tiles.block_q, columns.size), jnp.float32)
-    total = over_keys(at, Tokens(refs.valid, refs.first), tiles, step, start)
-    index, mask = at.index(at.tokens, columns, problem.depth, exists)
-    store(refs.dq, index, total, mask)
+    over_keys(at, Tokens(refs.valid, refs.first), tiles, step, jnp.int32(0))
+    total.write(refs.dq)
 
 
-def dk(refs: SimpleNamespace, *, problem: Problem, tiles: AttentionTiles, dot: Dot) -> None:
+def dk(refs: SimpleNamespace, *, problem: Problem, tiles: AttentionTiles, dot: Dot, barrier: Barrier) -> None:
     """Of a block of keys."""
     at = Cursor(problem, tiles.block_k)
-    exists, columns = at.exists(at.tokens), _all_columns(problem)
-    k = Operand(refs.k, at, at.tokens, tiles.block_d, exists).keep()
-    v = Operand(refs.v, at, at.tokens, tiles.block_v, exists)
+    exists = at.exists(at.tokens)
+    counts = _counted(at, exists, refs.valid)
+    k = Operand(refs.k, at, at.tokens, tiles.block_d, counts).keep()
+    v = Operand(refs.v, at, at.tokens, tiles.block_v, counts)
+    total = Sum(refs.sum, at, exists, barrier)
 
-    def step(queries, seen, counts, total):
+    def step(queries, seen, counts, carry):
         dp = contract(dot, v, Operand(refs.do, at, queries, tiles.block_v, counts))
         scores = contract(dot, k, Operand(refs.q, at, queries, tiles.block_d, counts))
         lse, delta = (at.statistic(ref, queries)[None] for ref in (refs.lse, refs.delta))
         ds = weights(_where(seen, scores), lse) * (dp - delta)
-        q = load(refs.q, *at.index(queries, columns, problem.depth, counts))
-        return total + dot(ds.astype(q.dtype), q)
+        total.add(dot, ds.astype(refs.q.dtype), Operand(refs.q, at, queries, total.size, counts))
+        return carry
 
-    start = jnp.zeros((tiles.block_k, columns.size), jnp.float32)
-    total = over_queries(at, Tokens(refs.valid, refs.first, refs.end), tiles, step, start)
-    index, mask = at.index(at.tokens, columns, problem.depth, exists)
-    store(refs.dk, index, total, mask)
+    over_queries(at, Tokens(refs.valid, refs.first, refs.end), tiles, step, jnp.int32(0))
+    total.write(refs.dk)
 
 
 def dv(refs: SimpleNamespace, *, problem: Problem, tiles: AttentionTiles, dot: Dot) -> None:
     """Of a block of keys and a slice of their values."""
     at = Cursor(problem, tiles.block_k)
     exists, columns = at.exists(at.tokens), at.columns(tiles.block_v)
-    k = Operand(refs.k, at, at.tokens, tiles.block_d, exists).keep()
+    k = Operand(refs.k, at, at.tokens, tiles.block_d, _counted(at, exists, refs.valid)).keep()
 
     def step(queries, seen, counts, total):
         scores = contract(dot, k, Operand(refs.q, at, queries, tiles.block_d, counts))
@@ -79,5 +84,9 @@ def _where(seen, scores):
     return scores if seen is None else jnp.where(seen, scores, -jnp.inf)
 
 
-def _all_columns(problem: Problem):
-    return jnp.arange(max(SMALLEST, next_power_of_two(problem.depth)), dtype=jnp.int32)
+def _counted(at: Cursor, exists, valid):
+    """Which of the program's own keys are to be read: those that do not count may hold anything. None for all."""
+    if valid is None:
+        return exists
+    counts = at.each(valid, at.tokens) > 0
+    return counts if exists is None else counts & exists

@@ -5,6 +5,7 @@ into a step, a closure that applies the function to registers. Operations on con
 operations whose operands do not change in a loop are moved in front of it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -151,4 +152,6 @@ class Builder:
         while scope.parent is not None and scope.open and scope.depth > depth:
             scope = scope.parent
         scope.operations[op.name] += 1
+        if op.name == "tt.dot":
+            scope.multiply_adds += math.prod(op.operand(0).shape) * op.operand(1).shape[-1]
         scope.steps.append(make_step(function, inputs, [self.define(value, scope.depth) for value in op.results]))

@@ -49,12 +49,12 @@ def run_kernel(
     cells = _order(call, order, seed)
     monitor = Monitor(call.name, collect)
     buffers = _buffers(call, monitor, [np.asarray(value) for value in inputs])
-    operations = _run(call, monitor, buffers, cells)
+    scopes = _run(call, monitor, buffers, cells)
     monitor.position = None
     results = buffers[len(call.operands) :]
     for buffer in results:
         buffer.check_written()
-    return [buffer.values for buffer in results], _report(call, monitor, buffers, operations, len(cells))
+    return [buffer.values for buffer in results], _report(call, monitor, buffers, scopes, len(cells))
 
 
 def check_addresses(
@@ -85,8 +85,8 @@ def check_addresses(
     monitor = Monitor(call.name, collect)
     values = [np.asarray(given[i]) if i in given else None for i in range(len(call.operands))]
     buffers = _buffers(call, monitor, values, virtual=True)
-    operations = _run(call, monitor, buffers, cells)
-    return _report(call, monitor, buffers, operations, len(cells))
+    scopes = _run(call, monitor, buffers, cells)
+    return _report(call, monitor, buffers, scopes, len(cells))
 
 
 def _cell_count(call: TritonCall) -> int:
@@ -138,7 +138,7 @@ def _buffers(
     return buffers
 
 
-def _run(call: TritonCall, monitor: Monitor, buffers: Sequence[Buffer], cells: Sequence[int]) -> Counter[str]:
+def _run(call: TritonCall, monitor: Monitor, buffers: Sequence[Buffer], cells: Sequence[int]) -> Sequence[Scope]:
     module = parse(call.bytecode)  # held: its blocks do not keep it alive
     block = kernel_block(module)
     builder = Builder(monitor, call.grid, block)
@@ -150,7 +150,7 @@ def _run(call: TritonCall, monitor: Monitor, buffers: Sequence[Buffer], cells: S
         for cell in cells:
             _enter(cell, call.grid, monitor, builder)
             top.run(builder.registers)
-    return _executed(builder.scopes)
+    return builder.scopes
 
 
 def _enter(cell: int, grid: tuple[int, int, int], monitor: Monitor, builder: Builder) -> None:
@@ -160,18 +160,14 @@ def _enter(cell: int, grid: tuple[int, int, int], monitor: Monitor, builder: Bui
     builder.position[:] = [np.int32(x), np.int32(y), np.int32(z)]
 
 
-def _executed(scopes: Sequence[Scope]) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for scope in scopes:
-        for name, count in scope.operations.items():
-            total[name] += count * scope.runs
-    return total
-
-
 def _report(
-    call: TritonCall, monitor: Monitor, buffers: Sequence[Buffer], operations: Counter[str], cells: int
+    call: TritonCall, monitor: Monitor, buffers: Sequence[Buffer], scopes: Sequence[Scope], cells: int
 ) -> Report:
     distinct = list(dict.fromkeys(buffers))
+    operations: Counter[str] = Counter()
+    for scope in scopes:
+        for name, count in scope.operations.items():
+            operations[name] += count * scope.runs
     return Report(
         name=call.name,
         grid=call.grid,
@@ -179,4 +175,5 @@ def _report(
         faults=tuple(monitor.faults),
         buffers=tuple(buffer.use for buffer in distinct),
         operations=dict(operations),
+        multiply_adds=sum(scope.multiply_adds * scope.runs for scope in scopes),
     )

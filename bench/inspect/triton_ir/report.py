@@ -16,6 +16,7 @@ class Report:
         buffers: traffic of each array; aliased arrays appear once.
         operations: tile operations executed, by name, without those on constants; a reduction counts its combining
             steps too.
+        multiply_adds: of all matrix products.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Report:
     faults: tuple[Fault, ...]
     buffers: tuple[BufferUse, ...]
     operations: dict[str, int]
+    multiply_adds: int
 
     @property
     def bytes_loaded(self) -> int:

@@ -16,6 +16,7 @@ class Scope:
         self.depth: int = 1 if parent is None else parent.depth + 1  # depth 0: constants
         self.steps: list[Step] = []
         self.operations: Counter[str] = Counter()
+        self.multiply_adds = 0
         self.runs = 0
 
     def run(self, registers: Registers) -> None:
