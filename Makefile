@@ -32,7 +32,7 @@ types: $(VENV)/.test
 	$(BIN)/pyright --pythonpath $(BIN)/python $(if $(TORCH),,--project pyright-without-torch.json)
 
 unit: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	XLA_FLAGS=--xla_force_host_platform_device_count=2 $(BIN)/python -m pytest -n 2 -m optimized
 
 install: $(VENV)/.test

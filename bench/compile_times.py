@@ -17,7 +17,8 @@ GOAL = 30  # CPU seconds for a kernel
 def kernel_seconds(function: Callable[..., Any], *avals: Any, target: str = "sm_90") -> dict[str, float]:
     """CPU seconds of XLA, Triton and ptxas for each Pallas call of `function(*avals)`, in its order.
 
-    Kernels of one name are numbered as XLA does it: "name", "name__1", ... The figures may come from the cache.
+    The second kernel of a name is "name, again" and so on: forward comes before backward, whatever the order in which
+    XLA numbers them. The figures may come from the cache.
     """
     with compile_for(target):
         # A new function object: nothing traced for another platform may be found in a cache.
@@ -27,7 +28,7 @@ def kernel_seconds(function: Callable[..., Any], *avals: Any, target: str = "sm_
     for call in _pallas_calls(program.jaxpr):
         compiled = compile_program(_alone(call), *(atom.aval for atom in call.invars), target=target, kernels="pallas")
         (name,) = compiled.pallas_kernels
-        found[f"{name}__{seen[name]}" if seen[name] else name] = compiled.cpu_seconds
+        found[name + ", again" * seen[name]] = compiled.cpu_seconds
         seen[name] += 1
     return found
 

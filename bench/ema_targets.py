@@ -18,19 +18,7 @@ def plain(spec: Spec, programs: dict[str, ProgramFigures]) -> list[Verdict]:
     """One verdict per target; `programs` by mode, with the work of their kernels."""
     found = []
     for mode, most in GIGABYTES.items():
-        program = programs[mode]
-        assert program.bytes_issued is not None
-        assert program.bytes_cached is not None
-        found += [
-            _at_most(f"{mode}: GB moved", program.bytes_moved / 1e9, most),
-            _at_most(f"{mode}: issued / moved", program.bytes_issued / program.bytes_moved, ISSUED),
-            _at_most(
-                f"{mode}: issued but for loads from a cache / moved",
-                (program.bytes_issued - program.bytes_cached) / program.bytes_moved,
-                ISSUED,
-            ),
-            _no_spills(mode, program),
-        ]
+        found += [_at_most(f"{mode}: GB moved", programs[mode].bytes_moved / 1e9, most), *_common(mode, programs[mode])]
     kernels = {kernel.name: kernel for kernel in programs[ONE_WAY].kernels}
     for name, most in SASS.items():
         found += _loop(kernels[name], most)
@@ -44,7 +32,7 @@ def packed(spec: Spec, programs: dict[str, ProgramFigures]) -> list[Verdict]:
     return [
         _at_most(f"{BOTH_WAYS}: GB moved", both.bytes_moved / 1e9, PACKED_GIGABYTES),
         _at_most(f"{BOTH_WAYS}: GB of temporary memory", both.temporary_bytes / 1e9, TEMPORARY_GIGABYTES),
-        _no_spills(BOTH_WAYS, both),
+        *_common(BOTH_WAYS, both),
     ]
 
 
@@ -58,9 +46,16 @@ def _loop(kernel: KernelFigures, most: float) -> list[Verdict]:
     ]
 
 
-def _no_spills(mode: str, program: ProgramFigures) -> Verdict:
+def _common(mode: str, program: ProgramFigures) -> list[Verdict]:
+    assert program.bytes_issued is not None
+    assert program.bytes_cached is not None
+    uncached = (program.bytes_issued - program.bytes_cached) / program.bytes_moved
     spills = sum(kernel.spill_bytes + kernel.stack_bytes for kernel in program.kernels)
-    return Verdict(f"{mode}: bytes spilled or on the stack = 0", spills, spills == 0)
+    return [
+        _at_most(f"{mode}: issued / moved", program.bytes_issued / program.bytes_moved, ISSUED),
+        _at_most(f"{mode}: issued but for loads from a cache / moved", uncached, ISSUED),
+        Verdict(f"{mode}: bytes spilled or on the stack = 0", spills, spills == 0),
+    ]
 
 
 def _at_most(name: str, figure: float, most: float) -> Verdict:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from bench import ops, report, toeplitz
 from bench.figures import figures
 from bench.inspect import compile_program, model, tensor_us, tools
+from bench.inspect.cost import L2_BANDWIDTH, cache_us
 from bench.inspect.targets import find_target
 from bench.programs import MODES
 from bench.toeplitz import Shape
@@ -26,7 +27,6 @@ from pallas_kernels.complex_ema.specs import HEADLINE
 TARGET = "sm_90"
 SHAPES = tuple(Shape(64, steps, features, 4, 512) for features, steps in ((2, 64), (4, 64), (4, 32), (8, 32)))
 THREADS = 128  # of a warp on each scheduler
-L2_BANDWIDTH = 5.5e12  # bytes per second: what others have measured on this card; no data sheet has it
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def kernels() -> list[Pass]:
                 kernel.work.issue_us,
                 kernel.work.memory_us,
                 0.0,
-                _microseconds(kernel.work.bytes_issued, L2_BANDWIDTH),
+                cache_us(kernel.work.bytes_issued, find_target(TARGET)),
             )
         )
     return found
@@ -123,7 +123,7 @@ def _pass(shape: Shape, emits: bool) -> Pass:
         modelled.issue_us,
         modelled.memory_us,
         tensor_us(work, gpu),
-        _microseconds((1 + emits) * toeplitz.sector_bytes(_elements(), shape), L2_BANDWIDTH),
+        cache_us((1 + emits) * toeplitz.sector_bytes(_elements(), shape), gpu),
     )
 
 
@@ -163,8 +163,8 @@ def _header(record: dict) -> str:
             f"complex_ema, {ops.ema.describe(HEADLINE)}: forward.",
             "warps: at once on one of a multiprocessor's four schedulers, at most. waits: of a tile, for a matmul or",
             "for other warps. tensor us: at the full rate. L2 us: sectors of 32 bytes, of which F features fill 2 F,",
-            f"at {L2_BANDWIDTH / 1e12:g} TB/s (an assumption). at least us: the largest of the four. Nothing is known "
-            "of latency,",
+            f"at {L2_BANDWIDTH[TARGET] / 1e12:g} TB/s (an assumption). at least us: the largest of the four. Nothing "
+            "is known of latency,",
             "of which few warps hide little.",
         ]
     )
@@ -172,7 +172,3 @@ def _header(record: dict) -> str:
 
 def _elements() -> int:
     return HEADLINE.batch * HEADLINE.length * HEADLINE.features
-
-
-def _microseconds(amount: float, rate: float) -> float:
-    return amount / rate * 1e6

@@ -19,6 +19,13 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# Minutes each. They come first, so that no worker of `make test` is left with one of them at the end.
+LONG = {f"test_{name}.py" for name in ("ema_kernels", "model", "streaming", "inspect_ema", "bench_inspect", "cli")}
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("cuda") and jax.default_backend() != "gpu":

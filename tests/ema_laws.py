@@ -26,28 +26,28 @@ def both(tiles: Tiles):
     return use_tiles(complex_ema_forward=tiles, complex_ema_backward=tiles)
 
 
-def with_gradient(implementation, x, dy, **kwargs):
-    """Output and input gradient."""
-    y, pullback = jax.vjp(lambda x: complex_ema(x, *_COEFFICIENTS, implementation=implementation, **kwargs), x)
-    return y, pullback(dy)[0]
-
-
 def check_isolation(rung: str, chunks: int) -> None:
-    """Changing one document, or making it NaN, changes no bit of another; documents begin inside tiles and chunks."""
+    """Changing one document, or making it NaN, changes no bit of another, of the returned state, which is that of the
+    last one, and, but for the first, of the gradient of the incoming one; documents begin inside tiles and chunks."""
     x, dy = (jnp.asarray(cases.normal(cases.rng(seed), 1, _DOCUMENTS.size, 5)) for seed in (2, 3))
+    h0, dh = (jnp.asarray(cases.ema(cases.rng(seed), 1, 1, 5, 2)[5]) for seed in (11, 12))
 
     def packed(implementation, x, dy):
-        return with_gradient(implementation, x, dy, segment_ids=jnp.asarray(_DOCUMENTS))
+        options = {"segment_ids": jnp.asarray(_DOCUMENTS), "return_state": True, "implementation": implementation}
+        (y, h), pullback = jax.vjp(lambda x, h0: complex_ema(x, *_COEFFICIENTS, h0=h0, **options), x, h0)
+        return y, h, *pullback((dy, dh))
 
     with both(Tiles(4, chunks, 1)):
-        before = parity.run(rung, packed, x, dy)
+        y, h, dx, dh0 = parity.run(rung, packed, x, dy)
         for document in (1, 2, 3):
             inside = _DOCUMENTS[0] == document
             for change in (lambda a, where: a.at[:, where].multiply(1e3), lambda a, where: a.at[:, where].set(jnp.nan)):
-                after = parity.run(rung, packed, change(x, inside), change(dy, inside))
-                for old, new in zip(before, after, strict=True):
+                new_y, new_h, new_dx, new_dh0 = parity.run(rung, packed, change(x, inside), change(dy, inside))
+                for old, new in ((y, new_y), (dx, new_dx)):
                     np.testing.assert_array_equal(old[:, ~inside], new[:, ~inside])
                     assert not np.array_equal(old, new)
+                np.testing.assert_array_equal(new_h, h)
+                assert np.array_equal(new_dh0, dh0) == (document != 1)
 
 
 def check_causality(rung: str) -> None:

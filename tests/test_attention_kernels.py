@@ -7,7 +7,7 @@ import pytest
 from bench.attention_baseline import attention_by_value_tiles
 from pallas_kernels import chunked_attention
 from reference import oracle_numpy
-from tests import cases, kernel_parity
+from tests import attention_laws, cases, kernel_parity
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,28 @@ def test_interpreted(spec):
 @pytest.mark.parametrize("spec", kernel_parity.ATTENTION, ids=str)
 def test_lowered(spec):
     kernel_parity.check(spec, "lowered")
+
+
+@kernel_parity.on_both_rungs
+def test_documents_never_touch(rung):
+    attention_laws.check_isolation(rung)
+
+
+@kernel_parity.on_both_rungs
+def test_no_query_depends_on_a_later_token_or_another_chunk(rung):
+    attention_laws.check_causality(rung)
+
+
+@kernel_parity.on_both_rungs
+@pytest.mark.parametrize("kind", ["mask", "segments"])
+def test_masked_keys_may_hold_anything(rung, kind):
+    attention_laws.check_masked_keys(rung, kind)
+
+
+@kernel_parity.on_both_rungs
+@pytest.mark.parametrize("tiles", attention_laws.LAUNCH_SHAPES)
+def test_every_launch_shape_gives_the_same(rung, tiles):
+    attention_laws.check_launch_shape(rung, tiles)
 
 
 def test_value_tiles_as_heads_are_the_same_function():

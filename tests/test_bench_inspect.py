@@ -137,8 +137,8 @@ def test_targets_of_complex_ema_can_be_missed():
     assert missed() == []
     for changes, name, times in (
         ({"bytes_moved": int(1.01e9)}, "GB moved", 3),
-        ({"bytes_issued": 131}, "issued", 4),
-        ({"bytes_issued": 131, "bytes_cached": 5}, "issued / moved", 2),
+        ({"bytes_issued": 131}, "issued", 6),
+        ({"bytes_issued": 131, "bytes_cached": 5}, "issued / moved", 3),
         ({"temporary_bytes": int(0.31e9)}, "GB of temporary memory", 2),
         ({"kernels": (*three, replace(kernel, spill_bytes=4))}, "bytes spilled", 3),
         ({"kernels": (*three, replace(kernel, stack_bytes=8))}, "bytes spilled", 3),
@@ -305,6 +305,9 @@ def test_table_alignment():
         (["--suite", "model", "--spec", "headline"], "no spec 'headline' in suite model; its specs are: none"),
         (["--suite", "parity", "--target", "sm_90"], "--target is not for --suite parity"),
         (["--suite", "toeplitz", "--target", "sm_80"], "--target is not for --suite toeplitz"),
+        (["--suite", "tiles", "--target", "sm_80"], "--target is not for --suite tiles"),
+        (["--suite", "model", "--seed", "1"], "--seed is not for --suite model"),
+        (["--suite", "parity", "--seed", "-1"], "expected an integer from 0 on"),
         (["--suite", "toeplitz", "--spec", "headline"], "no spec 'headline' in suite toeplitz; its specs are: none"),
         (["--json", "missing-folder/out.json"], "expected a file in an existing folder"),
     ],

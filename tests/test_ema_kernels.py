@@ -41,24 +41,15 @@ def test_the_fft_form_fails_where_memory_is_long():
         assert parity.errors(reference[name], expected[name]).relative_rms < 5e-6
 
 
-# Of seeds 0 to 5 the worst, and the bound it is held to: shares of what the policy allows.
-SHORTFALLS = {
-    "longest chunks": (5, 1.5),
-    "longest chunks, bfloat16": (1, 1.5),
-    "edges, state": (0, 1.5),
-    "rounded decays": (1, 3.0),
-}
-
-
 @kernel_parity.on_both_rungs
-@pytest.mark.parametrize("spec", specs.SHORTFALLS, ids=str)
-def test_known_shortfall(rung, spec):
-    """Where memory is long, or bfloat16 takes long chunks, some seeds use more than the policy allows, which is twice
-    (gradients three times) the error of a reference that rounds its state once in 32 steps."""
-    seed, most = SHORTFALLS[spec.name]
-    lines = parity.compare(spec, rung, seed)
-    assert max(share for line in lines for share in shares(line)) <= most
-    assert all(line.kernel.relative_rms <= 3e-6 for line in lines if line.dtype != "bfloat16")
+@pytest.mark.parametrize(("seed", "least", "most"), [(0, 1.0, 1.5), (1, 2.0, 3.0)])
+def test_known_shortfall(rung, seed, least, most):
+    """Phases of q whose (Im q)^2 loses most when it is rounded, at |q| = 0.99999: of what the policy allows, which is
+    twice (gradients three times) the error of a reference that rounds its state once in 32 steps. Seed 1 is the worst
+    of 0 to 5."""
+    lines = parity.compare(specs.SHORTFALL, rung, seed)
+    assert least < max(share for line in lines for share in shares(line)) <= most
+    assert all(line.kernel.relative_rms <= 1.5e-6 for line in lines)
 
 
 @kernel_parity.on_both_rungs

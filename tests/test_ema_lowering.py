@@ -7,6 +7,7 @@ from bench import ops, parity
 from bench.inspect.lowering import lower, triton_calls
 from bench.inspect.triton_ir import check_addresses
 from pallas_kernels import Tiles, compile_for, complex_ema, explain, kernels_in, use_tiles
+from pallas_kernels._architecture import Architecture
 from pallas_kernels.complex_ema.launch import BACKWARD, ENDS, FORWARD, JOIN
 from pallas_kernels.complex_ema.specs import LONG, PARITY, PRESETS, Spec
 
@@ -46,10 +47,11 @@ def chunks(target: str, spec: Spec) -> tuple[int, int]:
         (Spec("fills it alone", 512, 256, 4096, 4, dtype=jnp.bfloat16), (1, 1)),
         (Spec("headline", 8, 4096, 1024, 4, dtype=jnp.bfloat16), (8, 16)),
         (Spec("state", 8, 4096, 1024, 4, dtype=jnp.bfloat16, returned=True), (16, 16)),
-        (Spec("float32", 64, 4096, 4096, 4), (64, 64)),
-        (Spec("short", 1, 100, 1024, 4), (2, 2)),
+        (Spec("float32", 64, 4096, 4096, 4), (128, 128)),
+        (Spec("short", 1, 100, 1024, 4), (4, 4)),
+        (Spec("whole stretches only", 5, 1000, 1024, 4, dtype=jnp.bfloat16), (11, 6)),
         (Spec("one step", 8, 1, 4096, 4), (1, 1)),
-        (Spec("longer than a grid", 1, 2**23, 32, 4), (65535, 65535)),
+        (Spec("longer than a grid", 1, 2**23, 32, 4), (52429, 52429)),
     ],
     ids=str,
 )
@@ -62,7 +64,7 @@ def test_chunks(spec, expected):
 def test_programs_fill_the_gpu(target):
     for batch in (1, 8):
         spec = Spec("", batch, 32768, 1024, 4, dtype=jnp.bfloat16)
-        assert 32 * batch * min(chunks(target, spec)) >= 8 * 80
+        assert 32 * batch * min(chunks(target, spec)) >= 8 * Architecture.of(target).multiprocessors
 
 
 def test_more_chunks_than_a_grid_has_room_for_are_refused():

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.skipif(tools.missing() is not None, reason=str(tools.mi
 FORWARD, BOTH = MODES
 PACKED = next(spec for spec in PRESETS if spec.name == "headline, packed")
 X = 2 * HEADLINE.batch * HEADLINE.length * HEADLINE.features
-WALKING = ("complex_ema_ends", "complex_ema_forward", "complex_ema_backward")
+FUSED = {"complex_ema_ends": 3, "complex_ema_forward": 5, "complex_ema_backward": 11}  # per state and step
+WALKING = tuple(FUSED)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def headline():
 
 @pytest.fixture(scope="module")
 def packed():
-    return figures(PACKED, BOTH, "triton", "sm_90")
+    return figures(PACKED, BOTH, "triton", "sm_90", detailed=True)
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +50,21 @@ def test_every_target_but_one_is_met(headline):
         assert program.bytes_issued - program.bytes_cached <= 1.05 * program.bytes_moved
 
 
-def test_every_target_of_packed_documents_is_met(packed):
+def test_every_target_of_packed_documents_but_one_is_met(packed):
     found = ema_targets.packed(PACKED, {BOTH: packed})
-    assert len(found) == 3
-    assert all(verdict.met for verdict in found)
+    assert len(found) == 5
+    (missed,) = [verdict for verdict in found if not verdict.met]
+    assert missed.target == f"{BOTH}: issued / moved <= 1.3"
+    assert missed.figure < 2.8
+    assert packed.bytes_issued - packed.bytes_cached <= 1.05 * packed.bytes_moved
+
+
+def test_packed_documents_cost_little_more(headline, packed):
+    """Where no document begins in a tile: the branch, and the marks that it reads."""
+    plain = {kernel.name: kernel.work.per_element for kernel in headline[BOTH].kernels}
+    for kernel in packed.kernels:
+        if kernel.name.startswith(WALKING):
+            assert kernel.work.per_element <= 1.15 * plain[kernel.name]
 
 
 def test_launches(headline):
@@ -89,15 +101,14 @@ def test_arithmetic(kernels):
 
 
 def test_one_trip_of_the_inner_loop_is_one_tile(headline, kernels):
-    """The trip counts that times are modelled with: bfloat16 inputs and outputs take 16 bytes (8 elements) at once."""
+    """The trip counts that times are modelled with."""
     for found in headline[BOTH].kernels:
         if not found.name.startswith(WALKING):
             continue
         outer, inner = nest(kernels[found.name], 2)
         assert [loop.header for loop in kernels[found.name].loops] == [outer.header, inner.header]
-        assert (
-            found.work.fused >= 3 * HEADLINE.states * found.tile["tokens"]
-        )  # two or more to advance, one or two to read
+        each = next(count for name, count in FUSED.items() if found.name.startswith(name))
+        assert found.work.fused == each * HEADLINE.states * found.tile["tokens"]
         assert found.work.tiles * found.tile["tokens"] * found.tile["chunks"] == HEADLINE.length
 
 

@@ -30,6 +30,7 @@ _SCHEDULERS = 4
 _INT_PER_CLOCK = 64
 _SPECIAL_PER_CLOCK = 16
 _MEMORY_BYTES_PER_CLOCK = 128
+L2_BANDWIDTH = {"sm_90": 5.5e12}  # bytes per second: what others have measured; no data sheet has it
 _FP64_PER_CLOCK = {"sm_80": 32, "sm_89": 2, "sm_90": 64, "sm_100": 64, "sm_120": 2}
 
 # Units by base opcode (throughput table of the CUDA C++ programming guide). Opcodes not named only take an issue slot.
@@ -70,6 +71,11 @@ def memory_us(moved_bytes: float, target: Target) -> float:
 def tensor_us(multiply_adds: float, target: Target) -> float:
     """Microseconds that the tensor cores take for that many products of bfloat16 numbers at their full rate."""
     return multiply_adds / (target.tensor_per_clock * target.multiprocessors * target.clock) * 1e6
+
+
+def cache_us(bytes_: float, target: Target) -> float:
+    """Microseconds that the L2 cache takes to hand out that many bytes; only for targets of `L2_BANDWIDTH`."""
+    return bytes_ / L2_BANDWIDTH[target.name] * 1e6
 
 
 def model(kernel: Kernel, *, moved_bytes: float, trips: Mapping[int, float] | None = None) -> Model:

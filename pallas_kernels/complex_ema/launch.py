@@ -16,7 +16,7 @@ from pallas_kernels.complex_ema.triton_backward import backward as triton_backwa
 
 FORWARD, BACKWARD = "complex_ema_forward", "complex_ema_backward"
 ENDS, JOIN = "complex_ema_ends", "complex_ema_join"
-ENDS_BLOCK = 16  # steps per tile: twice those of the others, as nothing is read out
+ENDS_BLOCK = 16  # steps per tile: more than in the others, as nothing is read out
 F32 = jnp.float32
 States = tuple[Array, Array]
 
@@ -80,7 +80,7 @@ def backward(
     plan: Plan, problem: Problem, tiles: Tiles, constants: Coefficients, read: States, x, dy, omega, way: Direction,
     start: States | None, h: States | None, opening, *, first: bool,
 ):  # fmt: skip
-    """The outputs of the backward kernel, by name; `first`: also m at the first token of each chunk."""
+    """The outputs of the backward kernel, by name; `first`: also m at the first token."""
     chunks, _ = problem.chunks(tiles)
     B, N, D = problem.batch, problem.states, problem.features
     h_u, h_v = (None, None) if h is None else h
@@ -89,10 +89,11 @@ def backward(
         **_walk(constants), **_read(read), **_start(start), **_tokens(way, problem.length, tiles.block_length),
     }  # fmt: skip
     cell = jax.ShapeDtypeStruct((B, chunks, N, D), F32)
+    state = jax.ShapeDtypeStruct((B, N, D), F32) if first else None
     outputs = {
         "dx": jax.ShapeDtypeStruct(x.shape, x.dtype), "sum_u": cell, "sum_v": cell, "slope_u": cell, "slope_v": cell,
         "domega": None if omega is None else jax.ShapeDtypeStruct((B, chunks, D), F32),
-        "first_u": cell if first else None, "first_v": cell if first else None,
+        "first_u": state, "first_v": state,
     }  # fmt: skip
     return _launch(triton_backward, BACKWARD, plan, problem, tiles, inputs, outputs, chunks)
 

@@ -6,9 +6,9 @@ Five operations per state. With m = h / p = u + i s v and s = Im q,
 
     u' = Re(q) u - s^2 v + x        v' = Re(q) v + u        y += Re(c) u' - s Im(c) v',        c = gamma p
 
-which needs no s of its own: a real q is no special case. Only a state that comes in (h0, or backward the cotangent of
-the returned one) is divided by p and s; there |p| and |s| are raised to TINY, which puts an error of TINY |x| into h at
-every step and turns it by an angle of TINY.
+which needs no s of its own: a real q is no special case. Only an incoming state is divided by p and s, and by s the
+cotangent of a returned one; there |p| and |s| are raised to TINY, which puts an error of TINY |x| into h at every step
+and turns it by an angle of TINY.
 
 Drift. -s^2 is rounded to float32, so that the kernel really walks with a neighbour of q, and after 1 / (1 - |q|) steps
 the relative error would be that many half units. Here s is the root of the rounded square, the kernel's

@@ -1,12 +1,14 @@
 """Tiles of the ComplexEMA kernels: the heuristic, and when a problem is too large.
 
 A program is one warp that walks over one chunk, and arithmetic is the limit: a GPU wants as many of them on every
-multiprocessor as their registers allow (16, backward 8). Where batch x features / 32 alone gives as many, one pass is
-enough; otherwise a sequence is cut into chunks, at the price of walking over it twice.
+multiprocessor as the registers of 16 states allow (16, backward 8). Where batch x features / 32 alone gives more than
+half as many, one pass is enough; otherwise a sequence is cut into chunks, at the price of walking over it twice.
 
-Rounding errors add up along a chunk, and the joining of chunks starts them afresh. So where a float32 result tells (a
-float32 y, a returned state, the gradients of the coefficients) a chunk has no more than LONGEST steps. Shorter ones for
-float32 cost memory traffic that it does not need to save: arithmetic is the limit. With bfloat16 the traffic counts.
+Rounding errors add up along a chunk. So where a float32 result tells (a float32 y, a returned state, the gradients of
+the coefficients) the heuristic makes no chunk longer than LONGEST steps, as far as a grid has room for the chunks. The
+states between chunks take memory and time: with bfloat16 inputs, of whose results few are float32, chunks are longer.
+
+The forward of a call that is differentiated takes the chunks of the backward, whose states it saves.
 """
 
 import jax.numpy as jnp
@@ -16,11 +18,11 @@ from pallas_kernels._tiles import GRID_AXIS, Launch, Tiles, at_most, too_many
 from pallas_kernels._tuning import choose
 from pallas_kernels.complex_ema.launch import BACKWARD, FORWARD
 from pallas_kernels.complex_ema.math import STEADY
-from pallas_kernels.complex_ema.problem import LANES
+from pallas_kernels.complex_ema.problem import LANES, Problem
 
 MAX_STATES = 32
 SHORTEST = 64
-LONGEST = {"float32": 64, "bfloat16": 256}
+LONGEST = {"float32": 32, "bfloat16": 256}
 
 
 def refuse(x, p, *args, **kwargs) -> str | None:
@@ -39,23 +41,13 @@ def launches(gpu: Architecture, x, p, *args, segment_ids=None, return_state=Fals
     }  # fmt: skip
     programs, longest = batch * -(-features // LANES), LONGEST[x.dtype.name]
     only_rounded = x.dtype == jnp.bfloat16 and not return_state
-    return tuple(
-        Launch(
-            name,
-            *choose(
-                name,
-                gpu.name,
-                shape,
-                Tiles(block, _chunks(length, most, gpu.multiprocessors * warps // programs), 1),
-                at_most(STEADY),
-            ),
-        )
-        for name, block, warps, most in (
-            (FORWARD, 8, 16, length if only_rounded else longest),
-            (BACKWARD, 4, 8, longest),
-        )
-    )
-
-
-def _chunks(length: int, longest: int, filling: int) -> int:
-    return min(GRID_AXIS, max(1, min(filling, length // SHORTEST), -(-length // longest)))
+    problem, found = Problem(batch, length, features, p.shape[1]), []
+    for name, block, warps, most in (
+        (FORWARD, 8, 16, length if only_rounded else longest),
+        (BACKWARD, 4, 8, longest),
+    ):
+        filling = gpu.multiprocessors * warps // programs
+        wanted = min(GRID_AXIS, max(1, min(filling, length // SHORTEST), -(-length // most)))
+        tiles = Tiles(block, problem.chunks(Tiles(block, wanted, 1))[0], 1)
+        found.append(Launch(name, *choose(name, gpu.name, shape, tiles, at_most(STEADY))))
+    return tuple(found)

@@ -18,6 +18,7 @@ from pallas_kernels.complex_ema.triton_forward import (
     decays,
     reading,
     start,
+    store_one,
     store_state,
     turn_back,
 )
@@ -42,7 +43,7 @@ def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles, fma: Fma) ->
     chunk from the other side; valid, resets [B, L], marked [B, M] (or None); a pair add_u, add_v [B, N, D] that is
     added to m at token `special` [B] (or None); opening [B, C], 1 where h is thrown away at once (or None).
     Outputs: dx; sum_u, sum_v and slope_u, slope_v [B, C, N, D], sum x m and sum x e + q h e; domega [B, C, D] (or
-    None); first_u, first_v [B, C, N, D] (or None), m at the chunk's first token.
+    None); first_u, first_v [B, N, D] (or None), m at the first token.
     """
     at = Cursor(problem, tiles, reverse=True)
     decay, c = decays(refs, at), reading(refs, at)
@@ -93,6 +94,7 @@ def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles, fma: Fma) ->
     store_state(refs.sum_u, refs.sum_v, at, xm)
     store_state(refs.slope_u, refs.slope_v, at, xe)
     if refs.first_u is not None:
-        store_state(refs.first_u, refs.first_v, at, m)
+        for n, part in enumerate(m):
+            store_one(refs.first_u, refs.first_v, at, at.chunk == 0, n, part)
     if refs.domega is not None:
         store(refs.domega, (at.row, at.chunk, at.columns), dyx, at.lanes)

@@ -70,6 +70,12 @@ def store_state(u, v, at: Cursor, m: State) -> None:
         store(v, at.cell(n), part.v, at.lanes)
 
 
+def store_one(u, v, at: Cursor, hit, n: int, m: Number) -> None:
+    """Write one state of this program's part of a pair of [B, N, D] arrays, if `hit`."""
+    for ref, part in ((u, m.u), (v, m.v)):
+        store(ref, (at.row, n, at.columns), part, at.masked(hit))
+
+
 def add_special(refs: SimpleNamespace, at: Cursor, hit, n: int, m: Number) -> Number:
     """m, with the pair add_u, add_v [B, N, D] added at the special step."""
     if hit is None or refs.add_u is None:
@@ -122,8 +128,7 @@ def forward(refs: SimpleNamespace, problem: Problem, tiles: Tiles, fma: Fma) -> 
 
     def keep(hit, n: int, m: Number) -> None:
         if refs.last_u is not None and hit is not None:
-            for ref, part in ((refs.last_u, m.u), (refs.last_v, m.v)):
-                store(ref, (at.row, n, at.columns), part, at.masked(hit))
+            store_one(refs.last_u, refs.last_v, at, hit, n, m)
 
     def steps(m: State, values, hit):
         outputs = []

@@ -160,7 +160,7 @@ def _sweep(call: Call[Problem], residuals: Residuals, constants: Coefficients, c
         total(done.sum_u, done.sum_v),
         total(done.slope_u, done.slope_v),
         None if omega is None else jnp.sum(done.domega, axis=(0, 1)),
-        None if arrays.h0 is None else plain(done.first_u[:, 0], done.first_v[:, 0], constants.scale),  # pyright: ignore
+        None if arrays.h0 is None else plain(done.first_u, done.first_v, constants.scale),  # pyright: ignore
     )
 
 
