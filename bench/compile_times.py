@@ -51,4 +51,8 @@ def _pallas_calls(jaxpr: Any) -> Iterator[Any]:
 
 
 def _alone(call: Any) -> Callable[..., Any]:
-    return lambda *arrays: call.primitive.bind(*arrays, **call.primitive.get_bind_params(call.params))
+    def run(*arrays):
+        with call.ctx.manager:  # the device that it is lowered for, from jax 0.11 on
+            return call.primitive.bind(*arrays, **call.primitive.get_bind_params(call.params))
+
+    return run
