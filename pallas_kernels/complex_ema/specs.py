@@ -81,6 +81,7 @@ PARITY = (
     Spec("heuristic tiles", 1, 300, 64, 2),
     Spec("sixteen states", 1, 70, 8, 16, tiles=_ONE),
     Spec("edges", 2, 150, 8, 2, decays="edges", tiles=_MANY),
+    # Chunks of 32: with the 64 of the heuristic it uses up to 1.1 times what the policy allows.
     Spec("edges, state", 2, 150, 10, 2, decays="edges", h0=True, returned=True, tiles=Tiles(4, 5, 1)),
     Spec("edges, state out", 2, 150, 10, 2, decays="edges", returned=True, tiles=_MANY),
     Spec("edges, packed", 2, 150, 10, 2, decays="edges", segments=True, h0=True, tiles=_MANY),

@@ -22,7 +22,7 @@ from pallas_kernels.complex_ema.problem import LANES, Problem
 
 MAX_STATES = 32
 SHORTEST = 64
-LONGEST = {"float32": 32, "bfloat16": 256}
+LONGEST = {"float32": 64, "bfloat16": 256}
 
 
 def refuse(x, p, *args, **kwargs) -> str | None:
