@@ -1,5 +1,5 @@
 # make demo   install into a virtual environment, train a small model for two minutes, generate text
-# make test   install into a virtual environment, lint, type check, run all tests
+# make test   install into a virtual environment, lint, type check, run the tests
 # make test-all   make test, the rest of the tests, every kernel compiled for every architecture, make test on NEWEST
 # PYTHON chooses the interpreter: make test PYTHON=python3.12 (its own environment, without torch)
 

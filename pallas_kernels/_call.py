@@ -13,7 +13,7 @@ Problem = TypeVar("Problem")
 
 @dataclass(frozen=True)
 class Call(Generic[Problem]):
-    """The static part of a call; `problem` holds the op's sizes and options, but whether its state is returned."""
+    """The static part of a call; `problem` holds the op's sizes and options but one: whether a state is returned."""
 
     plan: Plan
     problem: Problem
