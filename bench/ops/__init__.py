@@ -44,7 +44,7 @@ def _titled(specs: Iterable[Spec]) -> Titled:
 # Of every op, by "op: name".
 PRESETS = _titled((*norm_specs.PRESETS, *ema_specs.PRESETS, *attention_specs.PRESETS))
 PARITY = _titled((*norm_specs.PARITY, *norm_specs.LONG, *ema_specs.PARITY, *ema_specs.LONG, *attention_specs.PARITY))
-SHORTFALLS = _titled([ema_specs.SHORTFALL])  # break the policy, by how much is known; shown when named
+SHORTFALLS = _titled(ema_specs.SHORTFALLS)  # break the policy, by how much is known; shown when named
 
 
 def find(known: Mapping[str, Spec], name: str) -> Titled:
