@@ -95,8 +95,8 @@ LONG = (
     Spec("64k steps, packed", 1, 65536, 16, 2, decays="long", segments=True),
 )
 
-# The policy is broken here, by how much a test says: rounding along chunks as long as the heuristic's, of 64 steps, with
-# an incoming state and |q| = 0.99999; and states that turn away between two corrections as far as they can.
+# The policy is broken here, by how much a test says: rounding along chunks as long as the heuristic's, of 64 steps,
+# with an incoming state and |q| = 0.99999; and states that turn away between two corrections as far as they can.
 SHORTFALLS = (
     Spec("edges, state", 2, 150, 10, 2, decays="edges", h0=True, returned=True, tiles=_MANY),
     Spec("rounded decays", 2, 250, 5, 2, decays="rounded", h0=True, returned=True),
