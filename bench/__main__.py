@@ -4,11 +4,22 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import cpu_ops, inspect_model, inspect_ops, inspect_parity, inspect_tiles, inspect_toeplitz, ops
+from bench import (
+    cpu_ops,
+    inspect_model,
+    inspect_ops,
+    inspect_parity,
+    inspect_rotary,
+    inspect_tiles,
+    inspect_toeplitz,
+    ops,
+)
 from bench.inspect import TARGETS
 
 _CPU = {"ops": cpu_ops.run}
-_INSPECT = {"ops": ops.PRESETS, "parity": ops.PARITY | ops.SHORTFALLS, "model": {}, "tiles": {}, "toeplitz": {}}
+_INSPECT = {"ops": ops.PRESETS, "parity": ops.PARITY | ops.SHORTFALLS} | {
+    suite: {} for suite in ("model", "rotary", "tiles", "toeplitz")
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,12 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _CPU[options.suite](lengths=options.lengths, rounds=options.rounds, json_file=options.json)
         return
     specs = _specs(options.suite, options.spec or (), parser)
-    if options.target and options.suite in ("parity", "tiles", "toeplitz"):
+    if options.target and options.suite in ("parity", "rotary", "tiles", "toeplitz"):
         parser.error(f"--target is not for --suite {options.suite}, which knows one")
     if options.seed is not None and options.suite != "parity":
         parser.error(f"--seed is not for --suite {options.suite}, where no value is computed")
     if options.suite == "parity":
         inspect_parity.run(specs, options.json, seed=options.seed or 0)
+    elif options.suite == "rotary":
+        inspect_rotary.run(options.json)
     elif options.suite == "tiles":
         inspect_tiles.run(options.json)
     elif options.suite == "toeplitz":
@@ -89,8 +102,9 @@ def _add_inspect(inspect: argparse.ArgumentParser) -> None:
         default="ops",
         help="ops: the ops compiled for a GPU that is not there, kernels beside XLA (the default; needs the extra "
         "inspect); parity: every output and gradient against float64, kernels and XLA side by side; model: a whole "
-        "training step compiled, kernels on and off (needs the extra inspect); tiles: other tiles for the "
-        "attention kernels; toeplitz: complex_ema on tensor cores, which is not what the kernels do (both need it too)",
+        "training step compiled, kernels on and off; rotary: queries and keys in a pass of their own or inside "
+        "the attention kernels; tiles: other tiles for the attention kernels; toeplitz: complex_ema on tensor cores, "
+        "which is not what the kernels do (all four need the extra too)",
     )
     inspect.add_argument(
         "--target",

@@ -61,7 +61,7 @@ def compare(spec: Spec, seed: int = 0) -> list[dict]:
 
 def _usual(spec: Spec) -> tuple[str, ...]:
     """Other people's formulation, where memory is long; tokens between documents are unknown to it."""
-    return () if spec.length < LONG_MEMORY or spec.segments else ops.of(spec).baselines(spec)
+    return () if spec.length < LONG_MEMORY or "segment_ids" in spec.arrays() else ops.of(spec).baselines(spec)
 
 
 def _line(rungs: dict[str, parity.Line]) -> dict:

@@ -1,6 +1,8 @@
-"""Megalodon's three ops for JAX: one function each, several implementations behind it.
+"""Megalodon's ops for JAX: one function each, several implementations behind it.
 
 complex_ema, timestep_norm, chunked_attention    the ops
+normalized_rotary                                queries and keys of attention from their shared projection
+normalized_rotary_attention                      both in one call
 explain                                          which implementation would run, and why not the others
 kernels_in                                       the Pallas kernels in a lowered or compiled program
 use_implementation, strict, compile_for          steer the choice inside a `with` block
@@ -16,6 +18,8 @@ from pallas_kernels._tiles import AttentionTiles, Tiles
 from pallas_kernels._tuning import load_cache, use_tiles
 from pallas_kernels.chunked_attention.api import chunked_attention
 from pallas_kernels.complex_ema.api import complex_ema
+from pallas_kernels.normalized_rotary.api import normalized_rotary
+from pallas_kernels.normalized_rotary_attention import normalized_rotary_attention
 from pallas_kernels.timestep_norm.api import timestep_norm
 
 __all__ = [
@@ -28,6 +32,8 @@ __all__ = [
     "complex_ema",
     "explain",
     "kernels_in",
+    "normalized_rotary",
+    "normalized_rotary_attention",
     "strict",
     "timestep_norm",
     "use_implementation",

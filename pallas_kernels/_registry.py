@@ -1,11 +1,13 @@
-"""The three ops, keyed by their public function."""
+"""The ops, keyed by their public function."""
 
 from pallas_kernels.chunked_attention import api as attention
 from pallas_kernels.complex_ema import api as ema
+from pallas_kernels.normalized_rotary import api as rotary
 from pallas_kernels.timestep_norm import api as norm
 
 OPS = {
     ema.complex_ema: ema.OP,
     norm.timestep_norm: norm.OP,
     attention.chunked_attention: attention.OP,
+    rotary.normalized_rotary: rotary.OP,
 }

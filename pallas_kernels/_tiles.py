@@ -114,6 +114,8 @@ KERNELS: dict[str, type[Tiles] | type[AttentionTiles]] = {
     "chunked_attention_dq": AttentionTiles,
     "chunked_attention_dk": AttentionTiles,
     "chunked_attention_dv": AttentionTiles,
+    "normalized_rotary_forward": Tiles,
+    "normalized_rotary_backward": Tiles,
 }
 
 

@@ -1,4 +1,4 @@
-"""Pure-jnp reference implementations of the three ops: what runs on CPU and wherever a kernel refuses.
+"""Pure-jnp reference implementations of the ops: what runs on CPU and wherever a kernel refuses.
 
 `reference.oracle_numpy` holds the float64 step-by-step oracle, `reference.oracle_torch` (needs torch) an independent
 PyTorch model; neither is imported from here.
@@ -6,6 +6,7 @@ PyTorch model; neither is imported from here.
 
 from reference.chunked_attention import chunked_attention
 from reference.complex_ema import complex_ema
+from reference.normalized_rotary import normalized_rotary
 from reference.timestep_norm import timestep_norm
 
-__all__ = ["chunked_attention", "complex_ema", "timestep_norm"]
+__all__ = ["chunked_attention", "complex_ema", "normalized_rotary", "timestep_norm"]

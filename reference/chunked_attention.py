@@ -6,6 +6,9 @@ Query i may attend key j iff both lie in the same chunk, j <= i and key j is val
 [0, C), [C, 2C), ...; with them the chunk grid restarts at every document, so the chunk of a query lies inside the two
 grid-aligned blocks of C keys that end with its own. Score matrices are therefore [C, C] or [C, 2C] per block, never
 larger. A query without an allowed key gives 0, in the backward too.
+
+Cached keys are the n tokens of the first chunk that came before token 0, whose chunk is [0, C - n) then; they are seen
+by the first block of queries alone.
 """
 
 from functools import partial
@@ -14,14 +17,15 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 
-from reference.segments import run_positions, run_start_index, valid_tokens
+from reference.dropout import dropout
+from reference.segments import cached_span, run_chunks, valid_tokens
 
 Precision = Literal["tf32"] | None
 
 
-@partial(jax.jit, static_argnames=("chunk_size", "precision"))
+@partial(jax.jit, static_argnames=("chunk_size", "precision", "softmax_dtype", "dropout_rate"))
 def chunked_attention(
     q: Float[Array, "B L H K"],
     k: Float[Array, "B L H K"],
@@ -30,15 +34,34 @@ def chunked_attention(
     chunk_size: int,
     mask: Bool[Array, "B L"] | None = None,
     segment_ids: Int[Array, "B L"] | None = None,
+    cached_k: Float[Array, "B S H K"] | None = None,
+    cached_v: Float[Array, "B S H V"] | None = None,
+    cached_length: Int[Array, " B"] | None = None,
     precision: Precision = None,
+    softmax_dtype: DTypeLike = jnp.float32,
+    dropout_rate: float = 0.0,
+    dropout_key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B L H V"]:
     """Reference chunked_attention; arguments, shapes and meaning as in `pallas_kernels.chunked_attention`."""
-    blocks = chunk_blocks(q, k, v, chunk_size=chunk_size, mask=mask, segment_ids=segment_ids)
-    return join_blocks(masked_attention(*blocks, precision=precision), q.shape[1])
+    keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+
+    def attend(*blocks, key=dropout_key):
+        drop = partial(dropout, rate=dropout_rate, key=key) if dropout_rate else None
+        return masked_attention(*blocks, precision=precision, softmax_dtype=softmax_dtype, weights_transform=drop)
+
+    tokens = {"chunk_size": chunk_size, "mask": mask, "segment_ids": segment_ids}
+    if cached_k is None or cached_v is None or cached_length is None:
+        return join_blocks(attend(*chunk_blocks(q, k, v, **tokens)), q.shape[1])
+    before, reach = cached_span(cached_length, cached_k.shape[1], q.shape[1], chunk_size, segment_ids)
+    blocks = chunk_blocks(q, k, v, **tokens, before=before)
+    first = attend(*_after_cached(blocks, cached_k, cached_v, before, reach), key=keys[0])[:, None]
+    rest = attend(*(a[:, 1:] for a in blocks), key=keys[1])
+    return join_blocks(jnp.concatenate([first, rest], axis=1), q.shape[1])
 
 
-def chunk_blocks(q, k, v, *, chunk_size: int, mask=None, segment_ids=None):
-    """Cut into blocks of C queries and the C (packed: 2 C) keys they can see, with the pairs that are allowed.
+def chunk_blocks(q, k, v, *, chunk_size: int, mask=None, segment_ids=None, before=None):
+    """Cut into blocks of C queries and the C (packed, or tokens `before` the first: 2 C) keys they can see, with the
+    pairs that are allowed.
 
     Returns q [B, n, C, H, K], k [B, n, S, H, K], v [B, n, S, H, V], allowed [B, n, 1, C, S].
     """
@@ -47,11 +70,12 @@ def chunk_blocks(q, k, v, *, chunk_size: int, mask=None, segment_ids=None):
     valid = valid_tokens(mask, segment_ids)
     keys = jnp.ones((batch, length), bool) if valid is None else valid
     q, k, v, keys = (_blocks(a, chunk) for a in (q, k, v, keys))
-    if segment_ids is None:
+    if segment_ids is None and before is None:
         allowed = jnp.tril(jnp.ones((chunk, chunk), bool)) & keys[:, :, None, :]
     else:
         k, v = (_with_previous(a) for a in (k, v))
-        allowed = _packed_allowed(segment_ids, keys, chunk_size, chunk)
+        first, _ = run_chunks((batch, length), chunk_size, segment_ids, before)
+        allowed = _same_chunk(first, keys, chunk)
     return q, k, v, allowed[:, :, None]
 
 
@@ -104,14 +128,21 @@ def _with_previous(a):
     return jnp.concatenate([previous, a], axis=2)
 
 
-def _packed_allowed(segment_ids, keys, chunk_size: int, chunk: int):
-    """[B, blocks, chunk, 2 chunk]: same run, same run-local chunk, causal, valid key."""
-    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
-    chunk_start = run_start_index(segment_ids) + run_positions(segment_ids) // chunk_size * chunk_size
-    position = _blocks(jnp.broadcast_to(index, segment_ids.shape), chunk)
-    # Two positions share run and run-local chunk iff the same chunk start belongs to both.
-    start = _blocks(chunk_start, chunk)
-    key_position, key_start, keys = (_with_previous(a) for a in (position, start, keys))
-    same = start[..., :, None] == key_start[..., None, :]
+def _same_chunk(first, keys, chunk: int):
+    """[B, blocks, chunk, 2 chunk]: same chunk, causal, valid key; `first` [B, L]: where each token's chunk begins."""
+    index = jnp.broadcast_to(jnp.arange(first.shape[1], dtype=jnp.int32), first.shape)
+    position, first = _blocks(index, chunk), _blocks(first, chunk)
+    key_position, key_first, keys = (_with_previous(a) for a in (position, first, keys))
+    same = first[..., :, None] == key_first[..., None, :]
     causal = position[..., :, None] >= key_position[..., None, :]
     return same & causal & keys[..., None, :]
+
+
+def _after_cached(blocks, cached_k, cached_v, before, reach):
+    """The first block, with the cached keys in front of its own."""
+    q, k, v, allowed = (a[:, 0] for a in blocks)
+    sees, held = (
+        jnp.arange(size) < until[:, None] for size, until in ((q.shape[1], reach), (cached_k.shape[1], before))
+    )
+    allowed = jnp.concatenate([sees[:, None, :, None] & held[:, None, None, :], allowed], axis=-1)
+    return q, *(jnp.concatenate(pair, axis=1) for pair in ((cached_k, k), (cached_v, v))), allowed

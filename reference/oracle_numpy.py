@@ -13,7 +13,7 @@ complex_ema     h[t] = A[t] h[t-1] + p x[t],  y[t] = Re(sum_n gamma h[t]) + omeg
                 domega = sum dy[t] x[t]   dh0 = conj(A[0]) lam[0]
 timestep_norm   Welford: n += 1; d = u - mean; mean += d / n; M2 += d (u - mean) + s;  var = M2 / n
   adjoint       every step reversed by the chain rule
-attention       o[i] = sum_j softmax_j(q[i].k[j]) v[j] over the allowed j
+attention       o[i] = sum_j softmax_j(q[i].k[j]) v[j] over the allowed j; cached keys stand before the first token
 """
 
 import numpy as np
@@ -203,49 +203,62 @@ def timestep_norm_vjp(
     return {"x": dx, "weight": dweight, "bias": dy.sum((0, 1)), "mean": d_mean0, "var": d_var0}
 
 
-def _allowed(length, chunk_size, valid, segment_ids):
-    """[B, L, L]: may query i attend key j?"""
-    batch = valid.shape[0]
-    resets = _resets(segment_ids, (batch, length))
-    allowed = np.zeros((batch, length, length), bool)
-    for b in range(batch):
-        start, run = 0, np.zeros(length, int)
-        chunk = np.zeros(length, int)
-        for i in range(length):
-            if resets[b, i]:
-                start = i
-            run[i], chunk[i] = start, (i - start) // chunk_size
-            for j in range(i + 1):
-                allowed[b, i, j] = run[j] == run[i] and chunk[j] == chunk[i] and valid[b, j]
+def _allowed(chunk_size, valid, resets):
+    """[L, L] of one row: may query i attend key j?"""
+    length = len(valid)
+    allowed = np.zeros((length, length), bool)
+    start, run, chunk = 0, np.zeros(length, int), np.zeros(length, int)
+    for i in range(length):
+        if resets[i]:
+            start = i
+        run[i], chunk[i] = start, (i - start) // chunk_size
+        for j in range(i + 1):
+            allowed[i, j] = run[j] == run[i] and chunk[j] == chunk[i] and valid[j]
     return allowed
 
 
-def _attention_weights(q, k, allowed):
-    scores = np.einsum("bihd,bjhd->bhij", q, k)
-    scores = np.where(allowed[:, None], scores, -np.inf)
-    top = scores.max(-1, keepdims=True)
-    weights = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
-    total = weights.sum(-1, keepdims=True)
-    return weights / np.where(total == 0, 1.0, total)
+def _attention_rows(q, k, v, chunk_size, mask, segment_ids, cached_k, cached_v, cached_length):
+    """For each row: queries [L, H, K], keys and values [n + L, H, ...] and the weights [H, L, n + L], where n keys were
+    there before, of the chunk that the first query is in."""
+    valid, resets = _valid(mask, segment_ids, q.shape[:2]), _resets(segment_ids, q.shape[:2])
+    for b in range(q.shape[0]):
+        n = 0 if cached_length is None else int(cached_length[b])
+        before = [a[b, :0] if n == 0 else np.asarray(c[b, :n], np.float64) for a, c in ((k, cached_k), (v, cached_v))]
+        keys, values = (np.concatenate(pair) for pair in zip(before, (k[b], v[b]), strict=True))
+        everywhere = np.concatenate([np.ones(n, bool), valid[b]]), np.concatenate([np.zeros(n, bool), resets[b]])
+        allowed = _allowed(chunk_size, *everywhere)[n:]
+        scores = np.where(allowed, np.einsum("ihd,jhd->hij", q[b], keys), -np.inf)
+        top = scores.max(-1, keepdims=True)
+        weights = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
+        total = weights.sum(-1, keepdims=True)
+        yield q[b], keys, values, weights / np.where(total == 0, 1.0, total)
 
 
-def chunked_attention(q, k, v, *, chunk_size, mask=None, segment_ids=None):
+def chunked_attention(
+    q, k, v, *, chunk_size, mask=None, segment_ids=None, cached_k=None, cached_v=None, cached_length=None
+):
     """o [B, L, H, V] in float64."""
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
-    valid = _valid(mask, segment_ids, q.shape[:2])
-    weights = _attention_weights(q, k, _allowed(q.shape[1], chunk_size, valid, segment_ids))
-    return np.einsum("bhij,bjhe->bihe", weights, v)
+    rows = _attention_rows(q, k, v, chunk_size, mask, segment_ids, cached_k, cached_v, cached_length)
+    return np.stack([np.einsum("hij,jhe->ihe", weights, values) for _, _, values, weights in rows])
 
 
-def chunked_attention_vjp(q, k, v, *, chunk_size, mask=None, segment_ids=None, do):
-    """Gradients of sum(o do): dict over q, k, v."""
+def chunked_attention_vjp(
+    q, k, v, *, chunk_size, mask=None, segment_ids=None, cached_k=None, cached_v=None, cached_length=None, do
+):
+    """Gradients of sum(o do): dict over q, k, v and, if they are given, cached_k, cached_v."""
     q, k, v, do = (np.asarray(a, np.float64) for a in (q, k, v, do))
-    valid = _valid(mask, segment_ids, q.shape[:2])
-    weights = _attention_weights(q, k, _allowed(q.shape[1], chunk_size, valid, segment_ids))
-    d_weights = np.einsum("bihe,bjhe->bhij", do, v)
-    d_scores = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True))
-    return {
-        "q": np.einsum("bhij,bjhd->bihd", d_scores, k),
-        "k": np.einsum("bhij,bihd->bjhd", d_scores, q),
-        "v": np.einsum("bhij,bihe->bjhe", weights, do),
-    }
+    gradients = {name: np.zeros(a.shape) for name, a in (("q", q), ("k", k), ("v", v))}
+    if cached_k is not None and cached_v is not None:
+        gradients |= {"cached_k": np.zeros(cached_k.shape), "cached_v": np.zeros(cached_v.shape)}
+    rows = _attention_rows(q, k, v, chunk_size, mask, segment_ids, cached_k, cached_v, cached_length)
+    for b, (queries, keys, values, weights) in enumerate(rows):
+        n = len(keys) - k.shape[1]
+        d_weights = np.einsum("ihe,jhe->hij", do[b], values)
+        d_scores = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True))
+        d_keys, d_values = np.einsum("hij,ihd->jhd", d_scores, queries), np.einsum("hij,ihe->jhe", weights, do[b])
+        gradients["q"][b] = np.einsum("hij,jhd->ihd", d_scores, keys)
+        gradients["k"][b], gradients["v"][b] = d_keys[n:], d_values[n:]
+        if n:
+            gradients["cached_k"][b, :n], gradients["cached_v"][b, :n] = d_keys[:n], d_values[:n]
+    return gradients

@@ -36,6 +36,31 @@ def run_positions(segment_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
     return index - run_start_index(segment_ids)
 
 
+def run_chunks(
+    shape: tuple[int, int], chunk_size: int, segment_ids: Int[Array, "B L"] | None, before: Int[Array, " B"] | None
+) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
+    """First token of the chunk of each position, and the token after its last one.
+
+    The grid of chunks restarts at every run; in the first run it starts `before` tokens before position 0.
+    """
+    index = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
+    start, end = jnp.zeros_like(index), jnp.full_like(index, shape[1])
+    if segment_ids is not None:
+        start, end = run_start_index(segment_ids), run_end_index(segment_ids)
+    grid = start if before is None else jnp.where(start == 0, -before[:, None].astype(jnp.int32), start)
+    first = grid + (index - grid) // chunk_size * chunk_size
+    return jnp.maximum(first, start), jnp.minimum(first + chunk_size, end)
+
+
+def cached_span(
+    cached_length: Int[Array, " B"], slots: int, length: int, chunk_size: int, segment_ids: Int[Array, "B L"] | None
+) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+    """Tokens of the first chunk that came before position 0, and positions that belong to the same chunk."""
+    before = jnp.clip(cached_length.astype(jnp.int32), 0, min(slots, chunk_size))
+    _, end = run_chunks((before.shape[0], length), chunk_size, segment_ids, before)
+    return before, jnp.minimum(end[:, 0], chunk_size - before)
+
+
 def state_resets(segment_ids: Int[Array, "B L"]) -> Bool[Array, "B L"]:
     """Where a carried state is thrown away: every run start but the first, which continues the incoming state."""
     return run_starts(segment_ids).at[:, 0].set(False)

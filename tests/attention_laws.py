@@ -99,6 +99,24 @@ def check_masked_keys(rung: str, kind: str) -> None:
     assert not dv[:, ~np.asarray(valid[0])].any()
 
 
+def check_continuation(rung: str) -> None:
+    """Any split into calls gives the same up to rounding; what is in the cache beside its keys reaches nothing."""
+    q, k, v, _ = arrays(6, 45)
+
+    def run(implementation, *given):
+        cache = dict(zip(("cached_k", "cached_v", "cached_length"), given[3:], strict=False))
+        return chunked_attention(*given[:3], chunk_size=CHUNK, implementation=implementation, **cache)
+
+    with launched(TILES):
+        whole = parity.run(rung, run, q, k, v)
+        for split in (1, CHUNK, 13, 40):
+            held, later = slice(split // CHUNK * CHUNK, split), slice(split, None)
+            length = split - held.start
+            room = (jnp.full((1, CHUNK + 3, *a.shape[2:]), jnp.nan).at[:, :length].set(a[:, held]) for a in (k, v))
+            rest = parity.run(rung, run, *(a[:, later] for a in (q, k, v)), *room, jnp.full((1,), length))
+            np.testing.assert_allclose(rest, whole[:, later], rtol=2e-5, atol=2e-5)
+
+
 def check_launch_shape(rung: str, tiles: AttentionTiles) -> None:
     """Any tiles give the same up to rounding, packed and not."""
     given = arrays(5, _DOCUMENTS.size)

@@ -1,4 +1,4 @@
-"""Random inputs of the three ops, made in NumPy from a seed; shapes chosen to hit every path of the implementations."""
+"""Random inputs of the ops, made in NumPy from a seed; shapes chosen to hit every path of the implementations."""
 
 import jax.numpy as jnp
 import numpy as np

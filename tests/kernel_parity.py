@@ -14,14 +14,17 @@ from megalodon_jax.parameters import named_parameters
 from pallas_kernels import use_implementation
 from pallas_kernels.chunked_attention import specs as attention
 from pallas_kernels.complex_ema import specs as ema
+from pallas_kernels.normalized_rotary import specs as rotary
 from pallas_kernels.timestep_norm import specs as norm
 from reference import oracle_numpy_model
 from tests import models
 from tests.tolerance import as_float64, assert_close, assert_policy
 from tests.torch_truth import torch_truth
 
-NORM, EMA, LONG_EMA, ATTENTION = (*norm.PARITY, *norm.LONG), ema.PARITY, ema.LONG, attention.PARITY
+NORM, EMA, LONG_EMA = (*norm.PARITY, *norm.LONG), ema.PARITY, ema.LONG
+ATTENTION, ROTARY = attention.PARITY, rotary.PARITY
 MODEL_DTYPES = (jnp.float32, jnp.bfloat16)
+OPS = ("timestep_norm", "complex_ema", "chunked_attention", "normalized_rotary")
 LONGEST_FOR_TORCH = 2048  # its backward walks a graph of every step
 
 
@@ -35,6 +38,11 @@ def everyday(specs: Sequence[ops.Spec], *names: str) -> list:
     """The specs as parameters of a test; all but the named ones are left to `make test-all`."""
     assert set(names) <= {spec.name for spec in specs}
     return [pytest.param(spec, marks=() if spec.name in names else pytest.mark.thorough) for spec in specs]
+
+
+def first(values: Sequence, count: int) -> list:
+    """The values as parameters of a test; all but the first few are left to `make test-all`."""
+    return [*values[:count], *(pytest.param(value, marks=pytest.mark.thorough) for value in values[count:])]
 
 
 @functools.cache
@@ -84,7 +92,7 @@ def check_model(dtype, implementation: str) -> None:
 def _model_values(model, ids, implementation: str) -> dict[str, np.ndarray]:
     @eqx.filter_jit
     def everything(model):
-        with use_implementation(**dict.fromkeys(("timestep_norm", "complex_ema", "chunked_attention"), implementation)):
+        with use_implementation(**dict.fromkeys(OPS, implementation)):
             loss, gradients = eqx.filter_value_and_grad(lambda m: m.compute_loss(ids, ids))(model)
             return model(ids)[0], loss, gradients
 

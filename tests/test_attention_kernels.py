@@ -11,7 +11,7 @@ from tests import attention_laws, cases, kernel_parity
 
 
 @pytest.mark.parametrize(
-    "spec", kernel_parity.everyday(kernel_parity.ATTENTION, "one token", "masked", "packed"), ids=str
+    "spec", kernel_parity.everyday(kernel_parity.ATTENTION, "one token", "masked", "continued, packed"), ids=str
 )
 def test_interpreted(spec):
     kernel_parity.check(spec, "triton_interpret")
@@ -39,7 +39,12 @@ def test_masked_keys_may_hold_anything(rung, kind):
 
 
 @kernel_parity.on_both_rungs
-@pytest.mark.parametrize("tiles", attention_laws.LAUNCH_SHAPES)
+def test_any_split_into_calls_gives_the_same(rung):
+    attention_laws.check_continuation(rung)
+
+
+@kernel_parity.on_both_rungs
+@pytest.mark.parametrize("tiles", kernel_parity.first(attention_laws.LAUNCH_SHAPES, 2))
 def test_every_launch_shape_gives_the_same(rung, tiles):
     attention_laws.check_launch_shape(rung, tiles)
 

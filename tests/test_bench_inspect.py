@@ -283,6 +283,7 @@ def test_parity_shows_the_usual_form_of_long_memories(monkeypatch, capsys):
 
 def test_names_of_specs():
     every = ["timestep_norm: headline", "complex_ema: headline", "chunked_attention: headline"]
+    every += ["normalized_rotary: headline"]
     assert list(ops.find(ops.PRESETS, "headline")) == every
     assert ops.find(ops.PRESETS, "complex_ema: headline") == {"complex_ema: headline": EMA_HEADLINE}
     assert list(ops.find(ops.PRESETS, "32 states")) == ["complex_ema: 32 states"]

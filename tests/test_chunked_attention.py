@@ -30,6 +30,32 @@ def test_values_and_gradients(length, chunk, kind):
         assert_close(f"d{name}", gradient, value)
 
 
+@pytest.mark.parametrize("kind", cases.KINDS)
+@pytest.mark.parametrize(("length", "chunk", "slots"), [(1, 4, 4), (23, 5, 5), (9, 64, 20), (24, 8, 20)])
+def test_continuation(length, chunk, slots, kind):
+    """Rows with no cached key, with all there is room for, and one in between."""
+    r = cases.rng(length)
+    q, k, v = inputs(r, length, batch=3)
+    cached = dict(zip(("cached_k", "cached_v"), inputs(r, slots, batch=3)[1:], strict=True))
+    most = min(slots, chunk)
+    tokens = {"cached_length": jnp.asarray([0, most, most // 2]), **cases.tokens(r, kind, 3, length)}
+    kwargs = {"chunk_size": chunk, **tokens}
+    f = lambda *a: chunked_attention(*a[:3], cached_k=a[3], cached_v=a[4], **kwargs)  # noqa: E731
+    o, pullback = jax.vjp(f, *map(jnp.asarray, (q, k, v, *cached.values())))
+    assert_close("o", o, oracle.chunked_attention(q, k, v, **cached, **kwargs))
+    do = cases.normal(r, *o.shape)
+    expected = oracle.chunked_attention_vjp(q, k, v, **cached, do=do, **kwargs)
+    for (name, value), gradient in zip(expected.items(), pullback(jnp.asarray(do)), strict=True):
+        assert_close(f"d{name}", gradient, value)
+
+
+def test_cached_length_stays_within_the_cache_and_the_chunk():
+    q, k, v = map(jnp.asarray, inputs(cases.rng(8), 10))
+    cached = dict(zip(("cached_k", "cached_v"), map(jnp.asarray, inputs(cases.rng(9), 4)[1:]), strict=True))
+    attend = lambda *n: chunked_attention(q, k, v, chunk_size=6, **cached, cached_length=jnp.asarray(n))  # noqa: E731
+    np.testing.assert_array_equal(np.asarray(attend(-3, 9)), np.asarray(attend(0, 4)))
+
+
 def test_fully_masked_rows_give_zero_and_no_gradient():
     q, k, v = map(jnp.asarray, inputs(cases.rng(0), 12))
     mask = jnp.asarray(np.arange(12) >= 6)[None].repeat(2, 0)  # the first chunk of 4 sees nothing

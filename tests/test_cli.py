@@ -299,9 +299,10 @@ def test_doctor_needs_only_the_base_dependencies(tmp_path):
         "complex_ema",
         "timestep_norm",
         "chunked_attention",
+        "normalized_rotary",
     ):
         assert expected in result.stdout
-    assert result.stdout.count("chosen") == 3
+    assert result.stdout.count("chosen") == 4
 
 
 def test_an_implementation_that_cannot_run_is_one_line(tmp_path, capsys):

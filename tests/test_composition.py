@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import chunked_attention, complex_ema, timestep_norm
+from pallas_kernels import chunked_attention, complex_ema, normalized_rotary, timestep_norm
 from tests import cases
 from tests.tolerance import assert_close
 
@@ -23,10 +23,13 @@ def op(name):
         "complex_ema packed": lambda x: complex_ema(x, p, q, gamma, omega, segment_ids=ids.repeat(x.shape[0], 0)),
         "timestep_norm": lambda x: timestep_norm(x, num_groups=2),
         "chunked_attention": lambda x: chunked_attention(heads(x), heads(x), heads(x), chunk_size=8),
+        "normalized_rotary": lambda x: normalized_rotary(
+            x[:, :, None], *[jnp.ones((2, 1, 6))] * 2, positions=jnp.arange(LENGTH)
+        )[0],
     }[name]
 
 
-NAMES = ["complex_ema", "complex_ema packed", "timestep_norm", "chunked_attention"]
+NAMES = ["complex_ema", "complex_ema packed", "timestep_norm", "chunked_attention", "normalized_rotary"]
 
 
 @pytest.mark.parametrize("name", NAMES)

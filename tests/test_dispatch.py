@@ -13,6 +13,7 @@ from pallas_kernels import (
     compile_for,
     complex_ema,
     explain,
+    normalized_rotary,
     strict,
     timestep_norm,
     use_implementation,
@@ -28,6 +29,12 @@ Q = jnp.full((4, 3), 0.5 + 0j)
 
 def norm(x, **kwargs):
     return timestep_norm(x, num_groups=2, **kwargs)
+
+
+def rotary(z, **kwargs):
+    ones = jnp.ones((2, *z.shape[2:]))
+    given = {"scale": ones, "shift": ones, "positions": jnp.arange(z.shape[1])} | kwargs
+    return normalized_rotary(z, **given)
 
 
 def test_none_and_xla_run_the_reference():
@@ -213,6 +220,44 @@ BAD = {
     ),
     "key dim": (ValueError, "k must", lambda: chunked_attention(HEADS, HEADS[..., :3], HEADS, chunk_size=4)),
     "mixed": (TypeError, "v must", lambda: chunked_attention(HEADS, HEADS, HEADS.astype(jnp.bfloat16), chunk_size=4)),
+    "half a cache": (
+        ValueError,
+        "cached_v and cached_length is None",
+        lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=4, cached_k=HEADS),
+    ),
+    "cache dtype": (
+        TypeError,
+        "cached_k must be float32",
+        lambda: chunked_attention(
+            HEADS,
+            HEADS,
+            HEADS,
+            chunk_size=4,
+            cached_k=HEADS.astype(jnp.bfloat16),
+            cached_v=HEADS,
+            cached_length=jnp.zeros(HEADS.shape[0], jnp.int32),
+        ),
+    ),
+    "softmax": (
+        TypeError,
+        "floating dtype, got int32",
+        lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=4, softmax_dtype=jnp.int32),
+    ),
+    "dropout": (
+        ValueError,
+        r"\[0, 1\], got 1.5",
+        lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=4, dropout_rate=1.5),
+    ),
+    "dropout key": (
+        ValueError,
+        "needs dropout_key",
+        lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=4, dropout_rate=0.5),
+    ),
+    "odd head": (ValueError, "head dim 3 is odd", lambda: rotary(HEADS[..., :3])),
+    "scale": (ValueError, "scale must have shape", lambda: rotary(HEADS, scale=jnp.ones((1, *HEADS.shape[2:])))),
+    "positions": (ValueError, "positions must", lambda: rotary(HEADS, positions=jnp.arange(3))),
+    "float positions": (TypeError, "positions must", lambda: rotary(HEADS, positions=jnp.ones(HEADS.shape[1]))),
+    "base": (ValueError, "base must be positive", lambda: rotary(HEADS, base=-1.0)),
     "chunk": (ValueError, "chunk_size", lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=0)),
     "precision": (ValueError, "tf32", lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=4, precision="high")),
 }
@@ -230,3 +275,36 @@ def test_more_than_2_31_elements_is_refused(unhooked):
     big = jax.ShapeDtypeStruct((2**16, 2**15, 2), jnp.bfloat16)
     with pytest.raises(ValueError, match="2\\^31"):
         explain(timestep_norm, big, num_groups=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"dropout_rate": 0.1, "dropout_key": jax.random.key(0)}, "dropout of attention weights (rate 0.1)"),
+        ({"softmax_dtype": jnp.bfloat16}, "softmax in bfloat16"),
+    ],
+)
+def test_what_attention_leaves_to_xla_is_explained(options, reason):
+    heads = jnp.ones((1, 8, 1, 16))
+    with compile_for("sm_90"):
+        rows = {
+            row.implementation: row for row in explain(chunked_attention, *[heads] * 3, chunk_size=4, **options).rows
+        }
+        assert rows["xla"].chosen
+        for name in ("triton", "triton_interpret"):
+            assert not rows[name].available
+            assert reason in rows[name].reason
+        assert chunked_attention(*[heads] * 3, chunk_size=4, **options).shape == heads.shape
+        with strict(), pytest.raises(KernelUnavailable, match="left to XLA"):
+            chunked_attention(*[heads] * 3, chunk_size=4, **options)
+
+
+def test_attention_dropout_and_softmax_dtype_of_the_reference():
+    heads = jax.random.normal(jax.random.key(1), (1, 64, 1, 16))
+    plain, half, rounded, nothing = (
+        chunked_attention(*[heads] * 3, chunk_size=64, dropout_key=jax.random.key(2), **options)
+        for options in ({}, {"dropout_rate": 0.5}, {"softmax_dtype": jnp.bfloat16}, {"dropout_rate": 1.0})
+    )
+    assert not nothing.any()
+    assert not jnp.allclose(half, plain, atol=0.1)
+    assert 1e-4 < jnp.max(jnp.abs(rounded - plain)) < 0.1

@@ -38,6 +38,7 @@ def test_interop(tmp_path, monkeypatch):
     assert jnp.array_equal(names["model"](models.ids())[0], model(models.ids())[0])
 
 
+@pytest.mark.thorough
 def test_overview():
     quick_start, streaming, training = blocks("001")
     names = {}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from megalodon_jax import MegalodonConfig, MegalodonForCausalLM
-from pallas_kernels import chunked_attention, complex_ema, timestep_norm
+from pallas_kernels import chunked_attention, complex_ema, normalized_rotary, timestep_norm
 
 S = jax.ShapeDtypeStruct
 F, C = jnp.float32, jnp.complex64
@@ -58,6 +58,10 @@ OPS = {
         lambda q, k, v, ids: chunked_attention(q, k, v, chunk_size=16, segment_ids=ids),
         (*(HEADS,) * 3, IDS),
     ),
+    "normalized_rotary": (
+        lambda z: normalized_rotary(z, *[jnp.ones((2, *z.shape[2:]))] * 2, positions=jnp.arange(z.shape[1])),
+        (HEADS,),
+    ),
 }
 
 
@@ -66,7 +70,7 @@ def test_ops(name):
     f, args = OPS[name]
     dots, default = default_precision_dots(cuda_text(gradient(f), *args))
     assert default == 0
-    assert dots > 0 or name in ("timestep_norm", "complex_ema packed")
+    assert dots > 0 or name in ("timestep_norm", "complex_ema packed", "normalized_rotary")
 
 
 def test_tf32_is_an_opt_in():

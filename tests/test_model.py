@@ -225,7 +225,7 @@ def test_pad_row_embeds_to_zero_only_for_an_int():
         assert bool(jnp.all(row == 0)) == (pad == 0)
 
 
-@pytest.mark.parametrize("variant", ["default", "everything on"])
+@pytest.mark.parametrize("variant", [pytest.param("default", marks=pytest.mark.thorough), "everything on"])
 def test_bfloat16_compute(variant):
     model, ids = models.build(**models.VARIANTS[variant], compute_dtype=jnp.bfloat16), models.ids()
     exact, _, _ = computed(variant, "plain")
@@ -260,7 +260,13 @@ def test_without_layers():
     assert model(ids)[0].shape == (2, models.LENGTH, 64)
 
 
-@pytest.mark.parametrize("changes", [{}, {"dropout": 0.2, "attention_dropout": 0.1, "use_checkpoint": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, marks=pytest.mark.thorough),
+        {"dropout": 0.2, "attention_dropout": 0.1, "use_checkpoint": True},
+    ],
+)
 def test_scanned_layers_are_the_same_layers(changes):
     ids, key = models.ids(), jax.random.key(4)
     plain = models.build(rescale_nffn=True, swiglu=True, **changes)

@@ -5,6 +5,7 @@ import numpy as np
 from bench.ops import Spec
 from pallas_kernels.chunked_attention.specs import Spec as AttentionSpec
 from pallas_kernels.complex_ema.specs import Spec as EmaSpec
+from pallas_kernels.normalized_rotary.specs import Spec as RotarySpec
 from pallas_kernels.timestep_norm.specs import Spec as NormSpec
 
 
@@ -14,7 +15,8 @@ def torch_truth(spec: Spec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarr
         import torch  # noqa: F401
     except ImportError:
         return {}
-    return {NormSpec: _norm, EmaSpec: _ema, AttentionSpec: _attention}[type(spec)](spec, arrays)
+    of_op = {NormSpec: _norm, EmaSpec: _ema, AttentionSpec: _attention, RotarySpec: _rotary}
+    return of_op[type(spec)](spec, arrays)
 
 
 def _norm(spec, arrays) -> dict[str, np.ndarray]:
@@ -64,8 +66,54 @@ def _attention(spec, arrays) -> dict[str, np.ndarray]:
 
     from reference import oracle_torch
 
-    moving = {name: torch.tensor(arrays[name].astype(np.float64), requires_grad=True) for name in ("q", "k", "v")}
+    names = [name for name in ("q", "k", "v", "cached_k", "cached_v") if name in arrays]
+    moving = {name: torch.tensor(arrays[name].astype(np.float64), requires_grad=True) for name in names}
     fixed = {name: torch.tensor(arrays[name]) for name in ("mask", "segment_ids") if name in arrays}
-    o = oracle_torch.chunked_attention(**moving, chunk_size=spec.chunk, **fixed)
+    if spec.cached:
+        o = torch.cat([_continued(spec, row, arrays["cached_length"], moving, fixed) for row in range(spec.batch)])
+    else:
+        o = oracle_torch.chunked_attention(**moving, chunk_size=spec.chunk, **fixed)
     (o * torch.tensor(arrays["do"].astype(np.float64))).sum().backward()
     return {"o": o.detach().numpy()} | {f"d{name}": tensor.grad.numpy() for name, tensor in moving.items()}
+
+
+def _continued(spec, row: int, cached_length, moving, fixed):
+    """o [1, L, H, V] of one row: the op on the cached keys and what follows them, as one longer sequence."""
+    import torch
+
+    from reference import oracle_torch
+
+    n, own = int(cached_length[row]), slice(row, row + 1)
+    valid = fixed["mask"][row] if spec.mask else torch.ones(spec.length, dtype=torch.bool)
+    ids = fixed["segment_ids"][row] if spec.segments else torch.ones(spec.length, dtype=torch.int32)
+    first = int((ids != ids[0]).nonzero()[0]) if (ids != ids[0]).any() else spec.length
+    valid = valid & (ids != 0)
+    ids = torch.cat([torch.full((n + first,), 9), ids[first:]])  # an incoming chunk goes on in padding too
+    cached = {"q": torch.zeros(1, n, spec.heads, spec.depth), "k": moving["cached_k"], "v": moving["cached_v"]}
+    longer = {
+        name: torch.cat([cached[name][own, :n] if name != "q" else cached["q"], moving[name][own]], 1)
+        for name in cached
+    }
+    mask = torch.cat([torch.ones(n, dtype=torch.bool), valid])[None]
+    return oracle_torch.chunked_attention(**longer, chunk_size=spec.chunk, mask=mask, segment_ids=ids[None])[:, n:]
+
+
+def _rotary(spec, arrays) -> dict[str, np.ndarray]:
+    import torch
+
+    from reference.oracle_torch_ops import rotary_table, rotate
+
+    names = ("z", "scale", "shift")
+    moving = {name: torch.tensor(arrays[name].astype(np.float64), requires_grad=True) for name in names}
+    z, positions = moving["z"], torch.tensor(np.atleast_2d(arrays["positions"]))
+    n = z / torch.sqrt(z.square().mean(-1, keepdim=True) + 1e-5)
+    table = rotary_table(positions, spec.depth, 10000.0, torch.float64)
+    order = np.arange(spec.depth)  # the oracle pairs the halves
+    if spec.interleaved:
+        order = np.concatenate([order[0::2], order[1::2]])
+    turned = (rotate((n * moving["scale"][i] + moving["shift"][i])[..., order], table) for i in range(2))
+    q, k = (part[..., np.argsort(order)] for part in turned)
+    total = sum((part * torch.tensor(arrays[name].astype(np.float64))).sum() for part, name in ((q, "dq"), (k, "dk")))
+    torch.as_tensor(total).backward()
+    values = {"q": q, "k": k} | {f"d{name}": tensor.grad for name, tensor in moving.items()}
+    return {name: tensor.detach().numpy() for name, tensor in values.items()}

@@ -27,7 +27,8 @@ from reference import oracle_numpy
 NAME = "chunked_attention"
 KERNELS = (FORWARD, DQ, DK, DV)
 VALUE_TILES = "value tiles as heads"
-_MOVING = ("q", "k", "v")
+_MOVING = ("q", "k", "v", "cached_k", "cached_v")
+_FIXED = ("mask", "segment_ids", "cached_length")
 
 Arrays = dict[str, jax.ShapeDtypeStruct]
 
@@ -36,6 +37,8 @@ def describe(spec: Spec) -> str:
     """Its sizes and options."""
     sizes = f"B = {spec.batch}, L = {spec.length}, H = {spec.heads}, Dk = {spec.depth}, Dv = {spec.width}"
     options = [option for option in ("mask", "segments") if getattr(spec, option)]
+    if spec.cached:
+        options.append(f"up to {spec.cached} cached keys")
     return ", ".join([sizes, f"chunks of {spec.chunk}", np.dtype(spec.dtype).name, *options])
 
 
@@ -51,6 +54,10 @@ def inputs(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
         found["mask"][-1] = spec.batch == 1  # a row without a key
     if spec.segments:
         found["segment_ids"] = documents(r, spec.batch, spec.length)
+    if spec.cached:  # none, all there is room for, and in between
+        most = min(spec.cached, spec.chunk)
+        found["cached_length"] = np.asarray([0, most, 1, most - 1, *r.integers(0, most, spec.batch)], np.int32)
+        found["cached_length"] = found["cached_length"][: spec.batch]
     return found
 
 
@@ -58,7 +65,7 @@ def values(spec: Spec, implementation: str) -> Callable[[dict], dict[str, jax.Ar
     """Function of the arrays of `inputs`: o and the gradients by name."""
 
     def run(arrays: dict) -> dict[str, jax.Array]:
-        moving = {name: arrays[name] for name in _MOVING}
+        moving = {name: arrays[name] for name in _MOVING if name in arrays}
         o, pullback = jax.vjp(lambda moving: _attend(spec, implementation, arrays | moving), moving)
         return {"o": o} | {f"d{name}": gradient for name, gradient in pullback(arrays["do"])[0].items()}
 
@@ -67,12 +74,12 @@ def values(spec: Spec, implementation: str) -> Callable[[dict], dict[str, jax.Ar
 
 def truth(spec: Spec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same from the float64 oracle."""
-    given = {name: arrays[name].astype(np.float64) for name in _MOVING}
-    given |= {name: arrays[name] for name in ("mask", "segment_ids") if name in arrays}
+    given = {name: arrays[name].astype(np.float64) for name in _MOVING if name in arrays}
+    given |= {name: arrays[name] for name in _FIXED if name in arrays}
     o = oracle_numpy.chunked_attention(**given, chunk_size=spec.chunk)
     do = arrays["do"].astype(np.float64)
     gradients = oracle_numpy.chunked_attention_vjp(**given, chunk_size=spec.chunk, do=do)
-    return {"o": o} | {f"d{name}": gradients[name] for name in _MOVING}
+    return {"o": o} | {f"d{name}": gradients[name] for name in _MOVING if name in arrays}
 
 
 def program(spec: Spec, mode: str, implementation: str) -> tuple[Callable, Arrays]:
@@ -86,22 +93,21 @@ def program(spec: Spec, mode: str, implementation: str) -> tuple[Callable, Array
 
 def _attend(spec: Spec, implementation: str, arrays: dict):
     if implementation == VALUE_TILES:
-        return attention_by_value_tiles(*(arrays[name] for name in _MOVING), chunk_size=spec.chunk)
-    tokens = {name: arrays.get(name) for name in ("mask", "segment_ids")}
-    moving = (arrays[name] for name in _MOVING)
-    return chunked_attention(*moving, chunk_size=spec.chunk, **tokens, implementation=implementation)
+        return attention_by_value_tiles(*(arrays[name] for name in ("q", "k", "v")), chunk_size=spec.chunk)
+    given = {name: array for name, array in arrays.items() if name in (*_MOVING, *_FIXED)}
+    return chunked_attention(**given, chunk_size=spec.chunk, implementation=implementation)
 
 
 def baselines(spec: Spec) -> tuple[str, ...]:
-    """jax.nn.dot_product_attention, where chunks are whole and nothing is masked."""
-    return () if spec.mask or spec.segments or spec.length % spec.chunk else (VALUE_TILES,)
+    """jax.nn.dot_product_attention, where chunks are whole and nothing is masked or cached."""
+    return () if spec.mask or spec.segments or spec.cached or spec.length % spec.chunk else (VALUE_TILES,)
 
 
 def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
     """Programs walk differently far: only their tiles."""
     gpu, arrays = Architecture.of(kernel.target.name), spec.arrays()
-    options = {"chunk_size": spec.chunk, **{name: arrays.get(name) for name in ("mask", "segment_ids")}}
-    plan = heuristic.launches(gpu, *(arrays[name] for name in _MOVING), **options)
+    given = {name: array for name, array in arrays.items() if name in (*_MOVING, *_FIXED)}
+    plan = heuristic.launches(gpu, **given, chunk_size=spec.chunk)
     tiles = asdict(next(launch.tiles for launch in plan if launch.kernel == kernel.name))
     shown = {"block_q": "queries", "block_k": "keys", "block_v": "values", "num_stages": "stages"}
     return Walk({name: tiles[field] for field, name in shown.items()}, elements=0, trips=None, others=0)

@@ -68,5 +68,11 @@ def _ops() -> str:
         pallas_kernels.explain(pallas_kernels.complex_ema, x, p, q, q, array(dim)),
         pallas_kernels.explain(pallas_kernels.timestep_norm, x, array(dim), array(dim), num_groups=32),
         pallas_kernels.explain(pallas_kernels.chunked_attention, queries, queries, queries, chunk_size=128),
+        pallas_kernels.explain(
+            pallas_kernels.normalized_rotary,
+            queries,
+            *[array(2, 1, 64)] * 2,
+            positions=array(length, dtype=jnp.int32),
+        ),
     )
     return "\n".join(map(str, explanations))

@@ -13,13 +13,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from megalodon_jax.layers.chunked_attention import ChunkedAttention, attention_multi_chunk, attention_single_chunk
 from megalodon_jax.layers.complex_ema import ComplexEMA
 from megalodon_jax.layers.dropout import dropout, require_dropout_key, split
 from megalodon_jax.layers.feedforward import NormalizedFFN
-from megalodon_jax.layers.norms import RMSNorm, rms_normalize
+from megalodon_jax.layers.norms import RMSNorm
 from megalodon_jax.layers.timestep_norm import TimestepNorm
 from megalodon_jax.ops import linear_3d
 from megalodon_jax.types import EMAState, LayerCache
@@ -134,11 +134,11 @@ class MegalodonAttention(eqx.Module):
         smooth, h = self.cema(normed, h_init, return_cache, mask, segment_ids=segment_ids)
         mean = dropout(self.rmsnorm(smooth), self.hidden_dropout, deterministic, mean_key)
 
-        q, k = self._queries_and_keys(mean)
+        z = self._heads(self._linear(self.wz, mean))
         v = self._heads(jax.nn.silu(self._linear(self.wv, normed)))
         gate = jax.nn.silu(self._linear(self.wr, mean))
-        out, attention_cache, position = self.inner(
-            q, k, v, cache.attn, mask, return_cache, deterministic, attention_key,
+        out, attention_cache, position = self.inner.from_projection(
+            z, v, *self._scale_and_shift(), self.norm_eps, cache.attn, mask, return_cache, deterministic, attention_key,
             segment_ids=segment_ids, position_ids=position_ids,
         )  # fmt: skip
         gated = dropout(out.reshape(gate.shape) * gate, self.hidden_dropout, deterministic, gate_key)
@@ -149,14 +149,12 @@ class MegalodonAttention(eqx.Module):
         assert h is not None
         return y, LayerCache(attention_cache, norm_state, EMAState(h), position)
 
-    def _queries_and_keys(self, mean: Float[Array, "B L D"]):
-        """Shared projection, normalised per head, then one affine map each for queries and keys."""
-        z = rms_normalize(self._heads(self._linear(self.wz, mean)), self.norm_eps)
+    def _scale_and_shift(self) -> tuple[Float32[Array, "2 H K"], Float32[Array, "2 H K"]]:
+        """What makes queries (0) and keys (1) of the normalised projection."""
         scale, shift = (
             a.astype(jnp.float32).reshape(2, self.num_heads, self.head_dim) for a in (self.gamma, self.beta)
         )
-        scale = (scale + 1.0) / math.sqrt(self.head_dim)
-        return tuple((z * scale[i] + shift[i]).astype(self.compute_dtype) for i in range(2))
+        return (scale + 1.0) / math.sqrt(self.head_dim), shift
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], self.num_heads, -1)

@@ -8,14 +8,14 @@ from functools import partial
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from megalodon_jax.layers.dropout import dropout, require_dropout_key
 from megalodon_jax.layers.rotary import RotaryEmbedding
 from megalodon_jax.layers.streaming import attend_cached, attend_newest, check_cache, empty_cache, extend_cache
 from megalodon_jax.types import AttentionCache
-from pallas_kernels import chunked_attention
-from reference.chunked_attention import chunk_blocks, join_blocks, masked_attention
+from pallas_kernels import chunked_attention, normalized_rotary
+from reference.chunked_attention import masked_attention
 from reference.segments import run_positions
 
 
@@ -72,16 +72,10 @@ def attention_multi_chunk(
     if q.shape[1] == 0:
         return jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype)
     q, k = rotary(q, k, start_index)
-    drop = _weight_dropout(dropout_rate, deterministic, key)
-    return _attend_chunks(q, k, v, chunk_size, mask, None, jnp.dtype(accum_dtype), drop)
-
-
-def _attend_chunks(q, k, v, chunk_size, mask, segment_ids, accum_dtype, drop):
-    """The op where it applies; dropout and other accumulation dtypes take the dense path."""
-    if drop is None and accum_dtype == jnp.float32:
-        return chunked_attention(q, k, v, chunk_size=chunk_size, mask=mask, segment_ids=segment_ids)
-    blocks = chunk_blocks(q, k, v, chunk_size=chunk_size, mask=mask, segment_ids=segment_ids)
-    return join_blocks(masked_attention(*blocks, softmax_dtype=accum_dtype, weights_transform=drop), q.shape[1])
+    return chunked_attention(
+        q, k, v, chunk_size=chunk_size, mask=mask, softmax_dtype=accum_dtype,
+        dropout_rate=0.0 if deterministic else dropout_rate, dropout_key=key,
+    )  # fmt: skip
 
 
 def _weight_dropout(rate: float, deterministic: bool, key):
@@ -152,39 +146,69 @@ class ChunkedAttention(eqx.Module):
         Raises:
             ValueError: dropout without a key, or a cache that does not fit q and v.
         """
-        require_dropout_key((self.attention_dropout,), deterministic, key)
-        drop = _weight_dropout(self.attention_dropout, deterministic, key)
-        length = q.shape[1]
-        start = jnp.zeros((), jnp.int32) if cache is None else cache.count
-        positions = start + jnp.arange(length, dtype=jnp.int32)
-        streaming = cache is not None or return_cache
-        if position_ids is not None:
-            angles = position_ids
-        elif segment_ids is not None:
-            angles = run_positions(segment_ids) % self.chunk_size
-        else:
-            angles = positions if streaming and self.sliding else positions % self.chunk_size
+        angles = self._angles(q.shape[1], cache, return_cache, segment_ids, position_ids)
         q, k = self.rotary.rotate(q, k, angles)
+        return self._attend(q, k, v, cache, mask, return_cache, deterministic, key, segment_ids)
 
-        if cache is None and not (streaming and self.sliding):
-            out = _attend_chunks(q, k, v, self.chunk_size, mask, segment_ids, self.accum_dtype, drop)
-            if not return_cache:
-                return out, None, positions[-1] + 1
-            new_cache = extend_cache(empty_cache(k, v, self.max_cache_len), k, v)
+    def from_projection(
+        self,
+        z: Float[Array, "B L H K"],
+        v: Float[Array, "B L H V"],
+        scale: Float32[Array, "2 H K"],
+        shift: Float32[Array, "2 H K"],
+        norm_eps: float,
+        cache: AttentionCache | None = None,
+        mask: Bool[Array, "B L"] | None = None,
+        return_cache: bool = False,
+        deterministic: bool = True,
+        key=None,
+        *,
+        segment_ids: Int[Array, "B L"] | None = None,
+        position_ids: Int[Array, "B L"] | None = None,
+    ) -> tuple[Float[Array, "B L H V"], AttentionCache | None, Int32[Array, ""]]:
+        """The same with the queries and keys that `normalized_rotary` makes of z; errors as there and above."""
+        angles = self._angles(z.shape[1], cache, return_cache, segment_ids, position_ids)
+        q, k = normalized_rotary(z, scale, shift, positions=angles, eps=norm_eps, base=self.rotary.base)
+        return self._attend(q, k, v, cache, mask, return_cache, deterministic, key, segment_ids)
+
+    def _angles(self, length: int, cache: AttentionCache | None, return_cache: bool, segment_ids, position_ids):
+        """Positions that the rotary angles are taken at, [L] or [B, L]."""
+        if position_ids is not None:
+            return position_ids
+        if segment_ids is not None:
+            return run_positions(segment_ids) % self.chunk_size
+        index = jnp.arange(length, dtype=jnp.int32)
+        positions = index if cache is None else cache.count + index
+        return positions if self.sliding and (cache is not None or return_cache) else positions % self.chunk_size
+
+    def _attend(self, q, k, v, cache, mask, return_cache, deterministic, key, segment_ids):
+        require_dropout_key((self.attention_dropout,), deterministic, key)
+        length = q.shape[1]
+        end = jnp.asarray(length, jnp.int32) if cache is None else cache.count + length
+        attend = partial(
+            chunked_attention, q, k, v, chunk_size=self.chunk_size, mask=mask, softmax_dtype=self.accum_dtype,
+            dropout_rate=0.0 if deterministic else self.attention_dropout, dropout_key=key,
+        )  # fmt: skip
+        if cache is None and not (return_cache and self.sliding):
+            new_cache = extend_cache(empty_cache(k, v, self.max_cache_len), k, v) if return_cache else None
+            return attend(segment_ids=segment_ids), new_cache, end
+
+        cache = empty_cache(k, v, self.max_cache_len) if cache is None else check_cache(cache, k, v)
+        new_cache = extend_cache(cache, k, v)
+        other = {
+            "chunk_size": self.chunk_size,
+            "window": self.max_cache_len if self.sliding else None,
+            "accum_dtype": self.accum_dtype,
+            "weights_transform": _weight_dropout(self.attention_dropout, deterministic, key),
+        }
+        if length == 1 and mask is None:
+            out = attend_newest(q, new_cache, **other)
+        elif not self.sliding and cache.k.shape[1] == self.chunk_size:  # slot 0 holds the first token of a chunk
+            held = jnp.full(k.shape[:1], cache.count % self.chunk_size)
+            out = attend(cached_k=cache.k, cached_v=cache.v, cached_length=held)
         else:
-            cache = empty_cache(k, v, self.max_cache_len) if cache is None else check_cache(cache, k, v)
-            new_cache = extend_cache(cache, k, v)
-            attend = {
-                "chunk_size": self.chunk_size,
-                "window": self.max_cache_len if self.sliding else None,
-                "accum_dtype": self.accum_dtype,
-                "weights_transform": drop,
-            }
-            if length == 1 and mask is None:
-                out = attend_newest(q, new_cache, **attend)
-            else:
-                out = attend_cached(q, k, v, cache, mask=mask, **attend)
-        return out, new_cache if return_cache else None, positions[-1] + 1
+            out = attend_cached(q, k, v, cache, mask=mask, **other)
+        return out, new_cache if return_cache else None, end
 
 
 __all__ = ["ChunkedAttention", "attention_multi_chunk", "attention_single_chunk"]

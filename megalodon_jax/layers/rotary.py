@@ -4,10 +4,11 @@
 """
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from reference.normalized_rotary import frequencies, rotate
 
 
 class RotaryEmbedding(eqx.Module):
@@ -28,7 +29,7 @@ class RotaryEmbedding(eqx.Module):
     @property
     def inv_freq(self) -> np.ndarray:
         """[dim / 2] float32."""
-        return np.exp(np.arange(self.dim // 2) * (-2.0 * np.log(self.base) / self.dim)).astype(np.float32)
+        return frequencies(self.dim, self.base)
 
     def __call__(
         self, q: Float[Array, "B L H K"], k: Float[Array, "B L H K"], start_index: Int[Array, ""] | int
@@ -41,11 +42,4 @@ class RotaryEmbedding(eqx.Module):
         self, q: Float[Array, "B L H K"], k: Float[Array, "B L H K"], positions: Int[Array, "*B L"]
     ) -> tuple[Float[Array, "B L H K"], Float[Array, "B L H K"]]:
         """Rotate by given positions, shared by the batch or one row each; computed in float32, cast back."""
-        angle = positions.astype(jnp.float32)[..., None, None] * self.inv_freq
-        cos, sin = jnp.cos(angle), jnp.sin(angle)
-
-        def turn(z: jax.Array) -> jax.Array:
-            a, b = jnp.split(z.astype(jnp.float32), 2, axis=-1)
-            return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(z.dtype)
-
-        return turn(q), turn(k)
+        return rotate(q, positions, self.base), rotate(k, positions, self.base)

@@ -1,11 +1,12 @@
 r"""Public entry of chunked_attention: contract, validation, implementations.
 
-o[i] = sum_j softmax_j(q[i] . k[j]) v[j]    over the keys j <= i of i's own chunk
+o[i] = sum_j softmax_j(q[i] . k[j]) v[j]    over the keys j <= i of i's own chunk, cached ones included
 """
 
 from typing import Literal
 
-from jaxtyping import Array, Bool, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 
 import reference
 from pallas_kernels import _checks as checks
@@ -23,7 +24,13 @@ def chunked_attention(
     chunk_size: int,
     mask: Bool[Array, "B L"] | None = None,
     segment_ids: Int[Array, "B L"] | None = None,
+    cached_k: Float[Array, "B S H K"] | None = None,
+    cached_v: Float[Array, "B S H V"] | None = None,
+    cached_length: Int[Array, " B"] | None = None,
     precision: Literal["tf32"] | None = None,
+    softmax_dtype: DTypeLike = jnp.float32,
+    dropout_rate: float = 0.0,
+    dropout_key: PRNGKeyArray | None = None,
     implementation: ImplementationName = None,
 ) -> Float[Array, "B L H V"]:
     """Causal softmax attention inside chunks of `chunk_size` (Megalodon, arXiv 2404.08801, section 3.3).
@@ -36,31 +43,62 @@ def chunked_attention(
         mask: True = valid. Masked keys are not attended; a query without an allowed key gives 0, in the backward too.
         segment_ids: packed documents; a query sees only its own run, and the chunk grid restarts at each run. Id 0 is
             padding and acts as mask False.
+        cached_k, cached_v, cached_length: keys and values of the current chunk from before these tokens, oldest first,
+            and how many of the S are there (brought into [0, min(S, chunk_size)]; the others may hold anything): the
+            first cached_length tokens of the first chunk, which ends chunk_size - cached_length tokens into this call.
+            The first run continues it, later runs do not. Gradients with a cache are those of the reference.
         precision: None: float32 products are float32. "tf32": let float32 inputs use TF32 tensor cores.
+        softmax_dtype: of scores, softmax and sums; other than float32 on implementation "xla" alone.
+        dropout_rate, dropout_key: probability with which a softmax weight is dropped, and what draws it (needed unless
+            the rate is 0); on implementation "xla" alone.
         implementation: None (best available), a name, or a tuple of names tried in order.
 
     Returns:
-        o in q.dtype; softmax and accumulation are float32.
+        o in q.dtype.
 
     Raises:
-        ValueError: wrong shape, chunk_size not positive, unknown precision or implementation.
+        ValueError: wrong shape, chunk_size not positive, part of a cache, unknown precision or implementation,
+            dropout_rate outside [0, 1] or without a key.
         TypeError: wrong dtype, or q, k, v of different dtypes; float16 is refused.
         KernelUnavailable: a named implementation cannot run.
     """
     return OP(
         q, k, v,
-        chunk_size=chunk_size, mask=mask, segment_ids=segment_ids, precision=precision, implementation=implementation,
+        chunk_size=chunk_size, mask=mask, segment_ids=segment_ids,
+        cached_k=cached_k, cached_v=cached_v, cached_length=cached_length,
+        precision=precision, softmax_dtype=jnp.dtype(softmax_dtype), dropout_rate=dropout_rate, dropout_key=dropout_key,
+        implementation=implementation,
     )  # fmt: skip
 
 
-def _check(q, k, v, *, chunk_size, mask=None, segment_ids=None, precision=None):
+def _check(
+    q, k, v, *, chunk_size, mask=None, segment_ids=None, cached_k=None, cached_v=None, cached_length=None,
+    precision=None, softmax_dtype=jnp.float32, dropout_rate=0.0, dropout_key=None,
+):  # fmt: skip
     op, sizes = "chunked_attention", {}
     checks.check_array(op, "q", q, ("B", "L", "H", "K"), checks.ACTIVATIONS, sizes)
     checks.check_array(op, "k", k, ("B", "L", "H", "K"), (q.dtype,), sizes)
     checks.check_array(op, "v", v, ("B", "L", "H", "V"), (q.dtype,), sizes)
     checks.check_positive(op, "chunk_size", chunk_size)
     checks.check_choice(op, "precision", precision, (None, "tf32"))
+    if not jnp.issubdtype(softmax_dtype, jnp.floating):
+        raise TypeError(f"{op}: softmax_dtype must be a floating dtype, got {jnp.dtype(softmax_dtype).name}.")
+    if not 0.0 <= dropout_rate <= 1.0:
+        raise ValueError(f"{op}: dropout_rate must be in [0, 1], got {dropout_rate!r}.")
+    if dropout_rate and dropout_key is None:
+        raise ValueError(f"{op}: dropout_rate {dropout_rate} needs dropout_key, a jax.random.key.")
     checks.check_tokens(op, mask, segment_ids, sizes)
+    cache = {"cached_k": cached_k, "cached_v": cached_v, "cached_length": cached_length}
+    missing = [name for name, array in cache.items() if array is None]
+    if len(missing) == len(cache):
+        return
+    if missing:
+        raise ValueError(
+            f"{op}: {', '.join(cache)} go together, but {' and '.join(missing)} is None; give all or none."
+        )
+    checks.check_array(op, "cached_k", cached_k, ("B", "S", "H", "K"), (q.dtype,), sizes)
+    checks.check_array(op, "cached_v", cached_v, ("B", "S", "H", "V"), (q.dtype,), sizes)
+    checks.check_array(op, "cached_length", cached_length, ("B",), checks.INTEGER, sizes)
 
 
 _TRITON, _INTERPRET = kernel_implementations(vjp.chunked_attention, tiles.launches, tiles.refuse)

@@ -17,7 +17,7 @@ DQ, DK, DV = (f"chunked_attention_{gradient}" for gradient in ("dq", "dk", "dv")
 
 def forward(plan: Plan, problem: Problem, arrays: Arrays, tokens: Tokens, *, save: bool):
     """o, and with `save` the log-sum-exp [B, H, L] of each query's scores."""
-    q, _, v = arrays
+    q, v = arrays.q, arrays.v
     lse = jax.ShapeDtypeStruct((problem.batch, problem.heads, problem.length), jnp.float32)
     outputs = {"o": jax.ShapeDtypeStruct((*q.shape[:3], v.shape[3]), q.dtype), "lse": lse if save else None}
     done = _launch(triton_forward, FORWARD, plan, problem, {**arrays._asdict(), **tokens._asdict()}, outputs)
@@ -28,9 +28,9 @@ def backward(plan: Plan, problem: Problem, arrays: Arrays, tokens: Tokens, o, ls
     """dq, dk, dv."""
     delta = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), axis=-1).transpose(0, 2, 1)
     inputs = {**arrays._asdict(), "do": do, "lse": lse, "delta": delta, **tokens._asdict()}
-    kernels = {DQ: triton_backward.dq, DK: triton_backward.dk, DV: triton_backward.dv}
+    kernels = (DQ, triton_backward.dq, arrays.q), (DK, triton_backward.dk, arrays.k), (DV, triton_backward.dv, arrays.v)
     found = []
-    for (name, kernel), like in zip(kernels.items(), arrays, strict=True):
+    for name, kernel, like in kernels:
         output = name.removeprefix("chunked_attention_")
         outputs, options = {output: jax.ShapeDtypeStruct(like.shape, like.dtype)}, {}
         if name != DV:

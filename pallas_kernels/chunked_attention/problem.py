@@ -29,11 +29,13 @@ class Problem:
 
 
 class Arrays(NamedTuple):
-    """The arguments, all with gradients."""
+    """The arguments that have gradients."""
 
     q: Float[Array, "B L H K"]
     k: Float[Array, "B L H K"]
     v: Float[Array, "B L H V"]
+    cached_k: Float[Array, "B S H K"] | None = None
+    cached_v: Float[Array, "B S H V"] | None = None
 
 
 class Tokens(NamedTuple):
@@ -43,11 +45,15 @@ class Tokens(NamedTuple):
         valid: 1 for keys that count.
         first: first token of the chunk that each token is in (packed documents).
         end: the token after the last one of that chunk.
+        before: how many cached keys each row has.
+        reach: the token after the last one of the chunk that those belong to.
     """
 
     valid: Int32[Array, "B L"] | None = None
     first: Int32[Array, "B L"] | None = None
     end: Int32[Array, "B L"] | None = None
+    before: Int32[Array, " B"] | None = None
+    reach: Int32[Array, " B"] | None = None
 
 
 class Cursor:

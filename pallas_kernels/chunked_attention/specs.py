@@ -16,6 +16,7 @@ class Spec:
     Attributes:
         depth: head dim of q and k.
         width: head dim of v.
+        cached: room for so many keys from before; how many there are differs from row to row.
         scale: standard deviation of the queries: with a large one softmax picks single keys.
         tiles: launch shape of all kernels in place of the heuristic's, so that a short sequence has several blocks.
     """
@@ -30,6 +31,7 @@ class Spec:
     dtype: DTypeLike = jnp.float32
     mask: bool = False
     segments: bool = False
+    cached: int | None = None
     scale: float = 0.5
     tiles: AttentionTiles | None = None
 
@@ -37,7 +39,7 @@ class Spec:
         return self.name
 
     def arrays(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Abstract arguments by name: q, k, v, do, and of mask, segment_ids those it has."""
+        """Abstract arguments by name: q, k, v, do, and of mask, segment_ids and the cache those it has."""
         S, (B, L, H) = jax.ShapeDtypeStruct, (self.batch, self.length, self.heads)
         narrow, wide = S((B, L, H, self.depth), self.dtype), S((B, L, H, self.width), self.dtype)
         found = {"q": narrow, "k": narrow, "v": wide, "do": wide}
@@ -45,6 +47,10 @@ class Spec:
             found["mask"] = S((B, L), jnp.bool_)
         if self.segments:
             found["segment_ids"] = S((B, L), jnp.int32)
+        if self.cached:
+            found["cached_k"] = S((B, self.cached, H, self.depth), self.dtype)
+            found["cached_v"] = S((B, self.cached, H, self.width), self.dtype)
+            found["cached_length"] = S((B,), jnp.int32)
         return found
 
 
@@ -66,6 +72,11 @@ PARITY = (
     Spec("packed", 3, 90, 2, 20, 40, 8, segments=True, tiles=_SQUARE),
     Spec("packed, long chunks", 2, 90, 1, 16, 32, 64, segments=True, tiles=_TALL),
     Spec("packed, masked", 3, 90, 1, 20, 24, 16, mask=True, segments=True, tiles=_WIDE),
+    Spec("continued", 5, 61, 2, 20, 40, 24, cached=24, tiles=_TALL),
+    Spec("continued by one token", 4, 1, 2, 20, 40, 24, cached=24, tiles=_SQUARE),
+    Spec("continued, masked", 5, 61, 1, 16, 32, 32, mask=True, cached=32, tiles=_WIDE),
+    Spec("continued, packed", 5, 90, 2, 20, 40, 32, segments=True, cached=20, tiles=_SQUARE),
+    Spec("continued, bfloat16", 4, 77, 1, 24, 40, 40, dtype=_BF16, cached=64, tiles=_TALL),
     Spec("bfloat16", 2, 77, 2, 32, 48, 40, dtype=_BF16, tiles=_TALL),
     Spec("bfloat16, packed", 2, 90, 1, 24, 40, 16, dtype=_BF16, mask=True, segments=True, tiles=_SQUARE),
     Spec("large scores", 2, 64, 1, 32, 32, 64, scale=8.0, tiles=_SQUARE),
@@ -81,6 +92,7 @@ PRESETS = (
     Spec("headline, float32", 8, 4096, 1, 256, 2048, 2048),
     Spec("headline, masked", 8, 4096, 1, 256, 2048, 2048, dtype=_BF16, mask=True),
     Spec("headline, packed", 8, 4096, 1, 256, 2048, 2048, dtype=_BF16, segments=True),
+    Spec("headline, continued", 8, 4096, 1, 256, 2048, 2048, dtype=_BF16, cached=2048),
     Spec("1.3B", 8, 4096, 2, 256, 2048, 2048, dtype=_BF16),
     Spec("7B", 2, 8192, 4, 256, 2048, 4096, dtype=_BF16),
     Spec("8 layers, dim 512", 8, 2048, 1, 128, 1024, 1024, dtype=_BF16),

@@ -7,6 +7,8 @@ blocks; each problem has no more than its own sizes of them.
 
 from dataclasses import replace
 
+import jax.numpy as jnp
+
 from pallas_kernels._architecture import Architecture
 from pallas_kernels._tiles import AttentionTiles, Launch, next_power_of_two, too_many
 from pallas_kernels._tuning import choose
@@ -71,25 +73,32 @@ _FLOAT32 = {
 }
 
 
-def refuse(q, k, v, **kwargs) -> str | None:
+def refuse(q, k, v, *, softmax_dtype=jnp.float32, dropout_rate=0.0, **kwargs) -> str | None:
     """Why no kernel takes this problem, or None."""
+    if dropout_rate:
+        return f"dropout of attention weights (rate {dropout_rate}) is left to XLA"
+    if jnp.dtype(softmax_dtype) != jnp.float32:
+        return f"softmax in {jnp.dtype(softmax_dtype).name} is left to XLA; the kernels form it in float32"
     batch, _, heads, depth = q.shape
     if depth > DEEPEST or v.shape[3] > WIDEST:
         return f"head dims {depth} (q, k) and {v.shape[3]} (v) are too large; at most {DEEPEST} and {WIDEST}"
     return too_many("batch x heads =", batch * heads)
 
 
-def launches(gpu: Architecture, q, k, v, *, chunk_size: int, mask=None, segment_ids=None, precision=None, **kwargs):
-    """Every kernel with its tiles."""
+def launches(
+    gpu: Architecture, q, k, v, *, chunk_size: int, mask=None, segment_ids=None, cached_length=None, precision=None,
+    **kwargs,
+):  # fmt: skip
+    """Every kernel with its tiles; with a cache there is the forward alone."""
     batch, length, heads, depth = q.shape
     shape = {
         "batch": batch, "length": length, "heads": heads, "depth": depth, "width": v.shape[3], "chunk": chunk_size,
         "dtype": q.dtype.name, "masked": int(mask is not None), "packed": int(segment_ids is not None),
-        "precision": precision or "float32",
+        "cached": int(cached_length is not None), "precision": precision or "float32",
     }  # fmt: skip
     bfloat16 = _BFLOAT16 if mask is None and segment_ids is None else _BFLOAT16 | _MARKED
     found = []
-    for name, float32 in _FLOAT32.items():
+    for name, float32 in list(_FLOAT32.items())[: 1 if cached_length is not None else None]:
         large = bfloat16[name][gpu.name] if q.dtype.itemsize == 2 else float32
         found.append(
             Launch(name, *choose(name, gpu.name, shape, _fitting(large, length, depth, v.shape[3]), _take_all))

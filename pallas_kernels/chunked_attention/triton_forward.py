@@ -4,6 +4,7 @@ The value dim is split over programs, each of which forms the scores anew: the s
 do not hold all values.
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from pallas_kernels._backends.triton import load, store
 from pallas_kernels._tiles import AttentionTiles
 from pallas_kernels.chunked_attention.math import finish, meet, nothing
 from pallas_kernels.chunked_attention.problem import Cursor, Dot, Operand, Problem, Tokens, contract
-from pallas_kernels.chunked_attention.walks import over_keys
+from pallas_kernels.chunked_attention.walks import over_cached, over_keys
 
 
 def forward(refs: SimpleNamespace, *, problem: Problem, tiles: AttentionTiles, dot: Dot) -> None:
@@ -21,14 +22,18 @@ def forward(refs: SimpleNamespace, *, problem: Problem, tiles: AttentionTiles, d
     exists, columns = at.exists(at.tokens), at.columns(tiles.block_v)
     q = Operand(refs.q, at, at.tokens, tiles.block_d, exists).keep()
 
-    def step(keys, seen, counts, known):
-        scores = contract(dot, q, Operand(refs.k, at, keys, tiles.block_d, counts))
+    def step(k_ref, v_ref, keys, seen, counts, known):
+        scores = contract(dot, q, Operand(k_ref, at, keys, tiles.block_d, counts))
         known, weights = meet(known, scores if seen is None else jnp.where(seen, scores, -jnp.inf))
-        v = load(refs.v, *at.index(keys, columns, problem.width, counts))
+        v = load(v_ref, *at.index(keys, columns, problem.width, counts))
         return known._replace(weighted=known.weighted + dot(weights.astype(v.dtype), v))
 
+    known = nothing(tiles.block_q, tiles.block_v)
+    if refs.before is not None:
+        cached = partial(step, refs.cached_k, refs.cached_v)
+        known = over_cached(at, tiles, refs.before, refs.reach, cached, known)
     marks = Tokens(refs.valid, refs.first)
-    o, lse = finish(over_keys(at, marks, tiles, step, nothing(tiles.block_q, tiles.block_v)))
+    o, lse = finish(over_keys(at, marks, tiles, partial(step, refs.k, refs.v), known))
     index, mask = at.index(at.tokens, columns, problem.width, exists)
     store(refs.o, index, o, mask)
     if refs.lse is not None:  # the same in every slice of values

@@ -19,7 +19,7 @@ from pallas_kernels._autodiff import explain_forward_mode, first_order_only
 from pallas_kernels._call import Call
 from pallas_kernels.chunked_attention import launch
 from pallas_kernels.chunked_attention.problem import Arrays, Problem, Tokens
-from reference.segments import run_end_index, run_positions, run_start_index, valid_tokens
+from reference.segments import cached_span, run_chunks, valid_tokens
 
 
 class Integers(NamedTuple):
@@ -27,6 +27,7 @@ class Integers(NamedTuple):
 
     mask: Bool[Array, "B L"] | None
     segment_ids: Int[Array, "B L"] | None
+    cached_length: Int[Array, " B"] | None
 
 
 class Residuals(NamedTuple):
@@ -38,12 +39,16 @@ class Residuals(NamedTuple):
     lse: Float32[Array, "B H L"]
 
 
-def chunked_attention(plan, q, k, v, *, chunk_size, mask=None, segment_ids=None, precision=None):
+def chunked_attention(
+    plan, q, k, v, *, chunk_size, mask=None, segment_ids=None, cached_k=None, cached_v=None, cached_length=None,
+    precision=None, **refused,
+):  # fmt: skip
     """chunked_attention by Triton kernels; arguments as in the public op."""
     batch, length, heads, depth = q.shape
     problem = Problem(batch, length, heads, depth, v.shape[3], chunk_size, precision)
     with explain_forward_mode("chunked_attention"):
-        return _compiled(Call(plan, problem), Arrays(q, k, v), Integers(mask, segment_ids))
+        arrays, integers = Arrays(q, k, v, cached_k, cached_v), Integers(mask, segment_ids, cached_length)
+        return _compiled(Call(plan, problem), arrays, integers)
 
 
 def _attention(call: Call[Problem], arrays: Arrays, integers: Integers) -> Array:
@@ -58,7 +63,8 @@ def _forward(call: Call[Problem], arrays: Arrays, integers: Integers):
 
 
 def _backward(call: Call[Problem], residuals: Residuals, do):
-    both = partial(call.by_platform, _kernel_backward, _reference_backward)
+    kernel = _kernel_backward if residuals.integers.cached_length is None else _reference_backward
+    both = partial(call.by_platform, kernel, _reference_backward)
     return first_order_only("chunked_attention", both)(residuals, do), None
 
 
@@ -68,30 +74,35 @@ _compiled = jax.jit(_differentiable, static_argnums=(0,))  # so that eager calls
 
 
 def _kernel_forward(call: Call[Problem], arrays: Arrays, integers: Integers, *, save: bool = False):
-    return launch.forward(call.plan, call.problem, arrays, _tokens(call.problem, integers), save=save)
+    tokens = _tokens(call.problem, arrays, integers)
+    return launch.forward(call.plan, call.problem, arrays, tokens, save=save)
 
 
 def _kernel_backward(call: Call[Problem], residuals: Residuals, do) -> Arrays:
     arrays, integers, o, lse = residuals
-    return launch.backward(call.plan, call.problem, arrays, _tokens(call.problem, integers), o, lse, do)
+    return launch.backward(call.plan, call.problem, arrays, _tokens(call.problem, arrays, integers), o, lse, do)
 
 
-def _tokens(problem: Problem, integers: Integers) -> Tokens:
-    valid = valid_tokens(*integers)
+def _tokens(problem: Problem, arrays: Arrays, integers: Integers) -> Tokens:
+    mask, segment_ids, cached_length = integers
+    valid = valid_tokens(mask, segment_ids)
     valid = None if valid is None else valid.astype(jnp.int32)
-    if integers.segment_ids is None:
+    before = reach = None
+    if cached_length is not None:
+        assert arrays.cached_k is not None
+        slots = arrays.cached_k.shape[1]
+        before, reach = cached_span(cached_length, slots, problem.length, problem.chunk_size, segment_ids)
+    elif segment_ids is None:
         return Tokens(valid)
-    position = run_positions(integers.segment_ids)
-    first = run_start_index(integers.segment_ids) + position // problem.chunk_size * problem.chunk_size
-    return Tokens(valid, first, jnp.minimum(first + problem.chunk_size, run_end_index(integers.segment_ids)))
+    first, end = run_chunks((problem.batch, problem.length), problem.chunk_size, segment_ids, before)
+    return Tokens(valid, first, end, before, reach)
 
 
 def _reference(call: Call[Problem], arrays: Arrays, integers: Integers) -> Array:
     problem = call.problem
     return reference.chunked_attention(
-        *arrays, chunk_size=problem.chunk_size, mask=integers.mask, segment_ids=integers.segment_ids,
-        precision=problem.precision,
-    )  # fmt: skip
+        **arrays._asdict(), **integers._asdict(), chunk_size=problem.chunk_size, precision=problem.precision
+    )
 
 
 def _reference_forward(call: Call[Problem], arrays: Arrays, integers: Integers, *, save: bool = False):

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels._backends.triton import load
 from pallas_kernels._tiles import AttentionTiles
 from pallas_kernels.chunked_attention.problem import Cursor, Tokens
 
@@ -42,6 +43,19 @@ def over_keys(at: Cursor, marks: Tokens, tiles: AttentionTiles, step: Step, carr
         carry = lax.fori_loop(begin, free, lambda number, carry: one(number, carry, True), carry)
     carry = lax.fori_loop(free, diagonal, lambda number, carry: one(number, carry, False), carry)
     return lax.fori_loop(diagonal, end, lambda number, carry: one(number, carry, True), carry)
+
+
+def over_cached(at: Cursor, tiles: AttentionTiles, before, reach, step: Step, carry):
+    """The same for each block of cached keys, of which there are `before`, seen by the queries before `reach`."""
+    before, reach = load(before, (at.row,)), load(reach, (at.row,))
+
+    def one(number, carry):
+        keys = number * tiles.block_k + jnp.arange(tiles.block_k, dtype=jnp.int32)
+        counts = keys < before
+        return step(keys, counts[None] & (at.tokens < reach)[:, None], counts, carry)
+
+    blocks = jnp.where(at.start < reach, (before + tiles.block_k - 1) // tiles.block_k, 0)
+    return lax.fori_loop(0, blocks, one, carry)
 
 
 def over_queries(at: Cursor, marks: Tokens, tiles: AttentionTiles, step: Step, carry):

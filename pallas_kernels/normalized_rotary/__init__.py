@@ -1,0 +1,1 @@
+"""normalized_rotary: queries and keys from their shared projection, in one pass."""

@@ -1,0 +1,40 @@
+"""Launching the kernels of normalized_rotary: what they read and write."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels._backends import triton as backend
+from pallas_kernels._tiles import Plan
+from pallas_kernels.normalized_rotary import triton
+from pallas_kernels.normalized_rotary.problem import Arrays, Problem
+from reference.normalized_rotary import frequencies
+
+FORWARD, BACKWARD = "normalized_rotary_forward", "normalized_rotary_backward"
+
+
+def forward(plan: Plan, problem: Problem, arrays: Arrays, positions):
+    """q, k."""
+    like = jax.ShapeDtypeStruct(arrays.z.shape, arrays.z.dtype)
+    done = _launch(triton.forward, FORWARD, plan, problem, arrays, positions, {}, {"q": like, "k": like})
+    return done.q, done.k
+
+
+def backward(plan: Plan, problem: Problem, arrays: Arrays, positions, dq, dk) -> Arrays:
+    """dz, dscale, dshift."""
+    chunks, _ = problem.chunks(plan[BACKWARD])
+    sums = jax.ShapeDtypeStruct((problem.batch, chunks, 2, problem.heads, problem.depth), jnp.float32)
+    outputs = {"dz": jax.ShapeDtypeStruct(arrays.z.shape, arrays.z.dtype), "dscale": sums, "dshift": sums}
+    cotangents = {"dq": dq, "dk": dk}
+    done = _launch(triton.backward, BACKWARD, plan, problem, arrays, positions, cotangents, outputs)
+    return Arrays(done.dz, *(jnp.sum(part, axis=(0, 1)) for part in (done.dscale, done.dshift)))
+
+
+def _launch(kernel, name: str, plan: Plan, problem: Problem, arrays: Arrays, positions, cotangents, outputs):
+    tiles = plan[name]
+    grid = (problem.chunks(tiles)[0], problem.heads, problem.batch)
+    frequency = jnp.asarray(frequencies(problem.depth, problem.base))
+    inputs = {**arrays._asdict(), "positions": positions, "frequency": frequency, **cotangents}
+    run = partial(kernel, problem=problem, tiles=tiles)
+    return backend.launch(run, name, grid, inputs, outputs, tiles, plan)

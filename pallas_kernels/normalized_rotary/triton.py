@@ -1,0 +1,56 @@
+"""The kernels of normalized_rotary for Pallas' Triton backend: each reads z once."""
+
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels._backends.triton import load
+from pallas_kernels._tiles import Tiles
+from pallas_kernels.normalized_rotary import math
+from pallas_kernels.normalized_rotary.math import Pair, Turn
+from pallas_kernels.normalized_rotary.problem import Cursor, Problem
+
+
+def forward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
+    """Inputs: z; scale, shift [2, H, K]; positions [1 or B, L]; frequency [K/2]. Outputs: q, k."""
+    at = Cursor(problem, tiles)
+    scales, shifts = at.parameters(refs.scale), at.parameters(refs.shift)
+
+    def step(tile, carry):
+        t, exists = at.tokens(tile)
+        turn, z = _turn(refs, at, t, exists), at.load(refs.z, t, exists)
+        n = math.scaled(z, math.inverse_rms(z, problem.depth, problem.eps))
+        for ref, scale, shift in zip((refs.q, refs.k), scales, shifts, strict=True):
+            at.store(ref, t, exists, math.turned(math.affine(n, scale, shift), turn))
+        return carry
+
+    lax.fori_loop(0, at.tiles, step, jnp.int32(0))
+
+
+def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
+    """Inputs: those of the forward, dq, dk. Outputs: dz; dscale, dshift [B, C, 2, H, K], sums over the chunk."""
+    at = Cursor(problem, tiles)
+    scales = at.parameters(refs.scale)
+
+    def step(tile, sums):
+        t, exists = at.tokens(tile)
+        turn, z = _turn(refs, at, t, exists), at.load(refs.z, t, exists)
+        r = math.inverse_rms(z, problem.depth, problem.eps)
+        n = math.scaled(z, r)
+        du_q, du_k = (math.turned_back(at.load(ref, t, exists), turn) for ref in (refs.dq, refs.dk))
+        dus = du_q, du_k
+        at.store(refs.dz, t, exists, math.dz_of(n, math.dn_of(dus, scales), r, problem.depth))
+        dscale, dshift = sums
+        dscale = tuple(math.add_tokens(total, math.times(du, n)) for total, du in zip(dscale, dus, strict=True))
+        return dscale, tuple(map(math.add_tokens, dshift, dus))
+
+    nothing = Pair(*(jnp.zeros((at.angle.size,), jnp.float32) for _ in range(2)))
+    dscale, dshift = lax.fori_loop(0, at.tiles, step, ((nothing, nothing), (nothing, nothing)))
+    at.store_sums(refs.dscale, dscale)
+    at.store_sums(refs.dshift, dshift)
+
+
+def _turn(refs: SimpleNamespace, at: Cursor, t, exists) -> Turn:
+    row = at.row if refs.positions.shape[0] == at.problem.batch else 0
+    return math.turn_of(load(refs.positions, (row, t), exists), load(refs.frequency, (at.angle,), at.inside))

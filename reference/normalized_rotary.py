@@ -1,0 +1,54 @@
+r"""Queries and keys from their shared projection, pure jnp (Megalodon, arXiv 2404.08801, section 3.3; rotary embedding
+of RoFormer, arXiv 2104.09864).
+
+    n = z / sqrt(mean(z^2) + eps)        q, k = rotate(n scale[i] + shift[i], positions),   i = 0, 1
+
+Float32 throughout, rounded once at the end.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int
+
+
+def frequencies(depth: int, base: float) -> np.ndarray:
+    """base^(-2 j / depth), j = 0 .. depth / 2 - 1, in float32."""
+    return np.exp(np.arange(depth // 2) * (-2.0 * np.log(base) / depth)).astype(np.float32)
+
+
+def rotate(
+    z: Float[Array, "B L H K"], positions: Int[Array, "*B L"], base: float, *, interleaved: bool = False
+) -> Float[Array, "B L H K"]:
+    """z with the pairs (j, j + K/2), or (2 j, 2 j + 1) if interleaved, turned by position base^(-2 j / K).
+
+    In float32, rounded to the dtype of z.
+    """
+    angle = positions.astype(jnp.float32)[..., None, None] * frequencies(z.shape[-1], base)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    wide = z.astype(jnp.float32)
+    a, b = (wide[..., 0::2], wide[..., 1::2]) if interleaved else jnp.split(wide, 2, axis=-1)
+    a, b = a * cos - b * sin, b * cos + a * sin
+    turned = jnp.stack([a, b], axis=-1).reshape(z.shape) if interleaved else jnp.concatenate([a, b], axis=-1)
+    return turned.astype(z.dtype)
+
+
+@partial(jax.jit, static_argnames=("eps", "base", "interleaved"))
+def normalized_rotary(
+    z: Float[Array, "B L H K"],
+    scale: Float32[Array, "2 H K"],
+    shift: Float32[Array, "2 H K"],
+    *,
+    positions: Int[Array, "*B L"],
+    eps: float = 1e-5,
+    base: float = 10000.0,
+    interleaved: bool = False,
+) -> tuple[Float[Array, "B L H K"], Float[Array, "B L H K"]]:
+    """Reference normalized_rotary; arguments, shapes and meaning as in `pallas_kernels.normalized_rotary`."""
+    wide = z.astype(jnp.float32)
+    n = wide * lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + eps)
+    q, k = (rotate(n * scale[i] + shift[i], positions, base, interleaved=interleaved).astype(z.dtype) for i in (0, 1))
+    return q, k

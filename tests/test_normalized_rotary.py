@@ -1,0 +1,79 @@
+"""normalized_rotary and its call with attention: against the float64 oracle, the model's rotary, and each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from megalodon_jax.layers.rotary import RotaryEmbedding
+from pallas_kernels import chunked_attention, normalized_rotary, normalized_rotary_attention
+from reference import oracle_numpy
+from reference import oracle_numpy_rotary as oracle
+from reference.segments import run_positions
+from tests import cases
+from tests.tolerance import assert_close
+
+
+def inputs(r, length: int, depth: int = 6):
+    """z, scale, shift of two rows and three heads."""
+    return cases.normal(r, 2, length, 3, depth), cases.normal(r, 2, 3, depth), cases.normal(r, 2, 3, depth)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("rows", [False, True])
+def test_values_and_gradients(rows, interleaved):
+    r = cases.rng(0)
+    given = inputs(r, 17)
+    positions = np.asarray([[5], [900]] if rows else 3) + np.arange(17)
+    fixed = {"positions": positions, "eps": 1e-3, "base": 500.0, "interleaved": interleaved}
+    op = lambda *a: normalized_rotary(*a, **fixed | {"positions": jnp.asarray(positions)})  # noqa: E731
+    (q, k), pullback = jax.vjp(op, *map(jnp.asarray, given))
+    expected = oracle.normalized_rotary(*given, **fixed)
+    for name, value, right in zip("qk", (q, k), expected, strict=True):
+        assert_close(name, value, right, units=30)  # angles of 900 are rounded
+    dq, dk = (cases.normal(r, *q.shape) for _ in range(2))
+    gradients = oracle.normalized_rotary_vjp(*given, **fixed, dq=dq, dk=dk)
+    for (name, right), value in zip(gradients.items(), pullback((jnp.asarray(dq), jnp.asarray(dk))), strict=True):
+        assert_close(f"d{name}", value, right, units=30)
+
+
+def test_the_adjoint_is_the_derivative():
+    """The oracle's gradients, by central differences."""
+    r = cases.rng(1)
+    given = [a.astype(np.float64) for a in inputs(r, 2, depth=4)]
+    dq, dk = (r.normal(size=given[0].shape) for _ in range(2))
+    fixed = {"positions": np.arange(2), "interleaved": True}
+
+    def loss(*given):
+        q, k = oracle.normalized_rotary(*given, **fixed)
+        return (q * dq).sum() + (k * dk).sum()
+
+    gradients = oracle.normalized_rotary_vjp(*given, **fixed, dq=dq, dk=dk)
+    for number, gradient in enumerate(gradients.values()):
+        step = r.normal(size=gradient.shape)
+        there, back = (
+            [*given[:number], given[number] + move, *given[number + 1 :]] for move in (1e-6 * step, -1e-6 * step)
+        )
+        np.testing.assert_allclose((loss(*there) - loss(*back)) / 2e-6, (gradient * step).sum(), rtol=1e-6)
+
+
+def test_rotary_is_that_of_the_model():
+    z, scale, shift = map(jnp.asarray, inputs(cases.rng(2), 9))
+    q, k = normalized_rotary(z, scale, shift, positions=jnp.arange(9), base=200.0)
+    flat_q, flat_k = normalized_rotary(z, scale, shift, positions=jnp.zeros(9, jnp.int32), base=200.0)
+    for value, right in zip((q, k), RotaryEmbedding(6, 200.0)(flat_q, flat_k, 0), strict=True):
+        assert_close("turned", value, right)
+
+
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_attention_in_one_call(kind):
+    """Positions start anew in each chunk of each document; the oracle takes others, which give the same."""
+    r, length, chunk = cases.rng(3), 29, 8
+    given, v, tokens = inputs(r, length), cases.normal(r, 2, length, 3, 5), cases.tokens(r, kind, 2, length)
+    z, scale, shift = map(jnp.asarray, given)
+    o = normalized_rotary_attention(z, jnp.asarray(v), scale, shift, chunk_size=chunk, **tokens)
+    q, k = oracle.normalized_rotary(*given, positions=np.arange(length))
+    assert_close("o", o, oracle_numpy.chunked_attention(q, k, v, chunk_size=chunk, **tokens), units=30)
+    index = jnp.arange(length) if kind != "segments" else run_positions(tokens["segment_ids"])
+    q, k = normalized_rotary(z, scale, shift, positions=index % chunk)
+    np.testing.assert_array_equal(o, chunked_attention(q, k, jnp.asarray(v), chunk_size=chunk, **tokens))
