@@ -40,6 +40,11 @@ def everyday(specs: Sequence[ops.Spec], *names: str) -> list:
     return [pytest.param(spec, marks=() if spec.name in names else pytest.mark.thorough) for spec in specs]
 
 
+def all_but(specs: Sequence[ops.Spec], *names: str) -> list:
+    """The specs as parameters of a test; the named ones are left to `make test-all`."""
+    return everyday(specs, *(spec.name for spec in specs if spec.name not in names))
+
+
 def first(values: Sequence, count: int) -> list:
     """The values as parameters of a test; all but the first few are left to `make test-all`."""
     return [*values[:count], *(pytest.param(value, marks=pytest.mark.thorough) for value in values[count:])]

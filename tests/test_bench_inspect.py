@@ -208,6 +208,7 @@ def test_missing_wheels_are_one_line(suite, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.thorough
 def test_parity_command(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tools, "missing", lambda: "no wheels")  # parity needs none
     path = tmp_path / "out.json"

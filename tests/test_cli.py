@@ -95,6 +95,7 @@ def test_saved_model_reaches_the_loss_that_was_printed(trained, folder):
     assert nats / math.log(2) == pytest.approx(float(printed[1]), abs=1e-3)
 
 
+@pytest.mark.thorough
 def test_loss_of_the_default_model_at_step_0_is_that_of_guessing():
     model = defaults.initial_model(defaults.MODEL, seed=0)
     ids = next(data.training_batches(data.load_corpus(None, 128).train, 2, 128, seed=0))

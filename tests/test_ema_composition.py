@@ -61,7 +61,7 @@ TRANSFORMED = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMED)
-@pytest.mark.parametrize("rung", ["interpreted", "lowered"])
+@pytest.mark.parametrize("rung", [pytest.param("interpreted", marks=pytest.mark.thorough), "lowered"])
 def test_values(name, rung):
     transform, arguments = TRANSFORMED[name]
     with ema_laws.both(Tiles(4, 2, 1)):

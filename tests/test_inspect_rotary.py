@@ -31,6 +31,7 @@ def test_each_array_is_moved_once(mode, arrays, launches):
     assert found.bytes_moved < 0.7 * figures(HEADLINE, mode, "xla", "sm_90").bytes_moved
 
 
+@pytest.mark.all_targets
 @pytest.mark.parametrize("mode", MODES)
 def test_a_pass_costs_little_beside_making_keys_again_and_again(mode):
     by_xla, by_kernel, inside = inspect_rotary.forms(mode)

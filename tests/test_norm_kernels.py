@@ -17,7 +17,11 @@ def test_interpreted(spec):
     kernel_parity.check(spec, "triton_interpret")
 
 
-@pytest.mark.parametrize("spec", kernel_parity.NORM, ids=str)
+@pytest.mark.parametrize(
+    "spec",
+    kernel_parity.all_but(kernel_parity.NORM, "64k tokens, all features", "shipped bfloat16 tiles, packed"),
+    ids=str,
+)
 def test_lowered(spec):
     kernel_parity.check(spec, "lowered")
 
