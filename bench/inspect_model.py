@@ -16,7 +16,7 @@ from bench.report import table
 from pallas_kernels import use_implementation
 
 TARGETS = ("sm_90",)
-_ATTENTION_BY_XLA = {"chunked_attention": "xla"}
+_ATTENTION_BY_XLA = {"chunked_attention": "xla", "normalized_rotary": "xla"}
 IMPLEMENTATIONS = {
     "kernels": {},
     "kernels, attention by XLA": _ATTENTION_BY_XLA,

@@ -92,7 +92,10 @@ def _loaded(mode: str) -> int:
     function, arrays = attention.program(HEADLINE, mode, "triton")
     total = 0
     for call in triton_calls(lower(function, arrays, target=TARGET)):
-        for cells, times in attention.alike(call) or ():
+        assert [operand.shape[3] for operand in call.operands[:2]] == [HEADLINE.depth] * 2
+        alike = attention.alike(call)
+        assert alike is not None
+        for cells, times in alike:
             buffers = check_addresses(call, cells=cells).buffers[:2]  # q and k are the first operands
             total += sum(buffer.bytes_loaded for buffer in buffers) * times // jnp.dtype(HEADLINE.dtype).itemsize
     return total

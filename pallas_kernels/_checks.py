@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 ACTIVATIONS = (jnp.float32, jnp.bfloat16)
@@ -50,6 +52,15 @@ def check_positive(op: str, name: str, value: int) -> None:
     """Raise ValueError unless `value` is a positive int."""
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ValueError(f"{op}: {name} must be a positive int, got {value!r}.")
+
+
+def check_range(op: str, name: str, array, least: int, most: int) -> None:
+    """Raise ValueError if an array whose values are known has one outside [least, most]."""
+    if isinstance(array, Tracer) or not isinstance(array, (jax.Array, np.ndarray)):
+        return
+    values = np.asarray(array)
+    if values.min() < least or values.max() > most:
+        raise ValueError(f"{op}: {name} must be in [{least}, {most}], got {values.tolist()}.")
 
 
 def check_number(op: str, name: str, value) -> None:

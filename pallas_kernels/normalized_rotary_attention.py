@@ -6,13 +6,13 @@ each tile of keys that a block of queries walks over; docs/kernels.md has the by
 
 from typing import Literal
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from pallas_kernels import _checks as checks
 from pallas_kernels._settings import Implementation
 from pallas_kernels.chunked_attention.api import chunked_attention
 from pallas_kernels.normalized_rotary.api import normalized_rotary
-from reference.segments import run_positions
+from reference.segments import chunk_positions
 
 
 def normalized_rotary_attention(
@@ -34,11 +34,15 @@ def normalized_rotary_attention(
     """`chunked_attention` of the q and k of `normalized_rotary`; arguments and errors as there.
 
     `positions` None: those inside the chunk, with `segment_ids` that of the document. As attention stays inside chunks
-    and depends on differences of positions alone, any others that count on give the same.
+    and depends on differences of positions alone, any others that count on give the same. A cache needs the keys: call
+    the two ops one after the other then.
     """
+    op, sizes = "normalized_rotary_attention", {}
+    checks.check_array(op, "z", z, ("B", "L", "H", "K"), checks.ACTIVATIONS, sizes)
+    checks.check_positive(op, "chunk_size", chunk_size)
+    checks.check_tokens(op, mask, segment_ids, sizes)
     if positions is None:
-        index = jnp.arange(z.shape[1], dtype=jnp.int32) if segment_ids is None else run_positions(segment_ids)
-        positions = index % chunk_size
+        positions = chunk_positions(z.shape[1], chunk_size, segment_ids)
     q, k = normalized_rotary(
         z, scale, shift,
         positions=positions, eps=eps, base=base, interleaved=interleaved, implementation=implementation,

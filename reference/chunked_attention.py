@@ -43,7 +43,6 @@ def chunked_attention(
     dropout_key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B L H V"]:
     """Reference chunked_attention; arguments, shapes and meaning as in `pallas_kernels.chunked_attention`."""
-    keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
 
     def attend(*blocks, key=dropout_key):
         drop = partial(dropout, rate=dropout_rate, key=key) if dropout_rate else None
@@ -54,9 +53,12 @@ def chunked_attention(
         return join_blocks(attend(*chunk_blocks(q, k, v, **tokens)), q.shape[1])
     before, reach = cached_span(cached_length, cached_k.shape[1], q.shape[1], chunk_size, segment_ids)
     blocks = chunk_blocks(q, k, v, **tokens, before=before)
-    first = attend(*_after_cached(blocks, cached_k, cached_v, before, reach), key=keys[0])[:, None]
-    rest = attend(*(a[:, 1:] for a in blocks), key=keys[1])
-    return join_blocks(jnp.concatenate([first, rest], axis=1), q.shape[1])
+    first = attend(*_after_cached(blocks, cached_k, cached_v, before, reach))[:, None]
+    # One after the other: a prompt is long, and the scores of all its blocks are 2 C for each of its tokens.
+    later = tuple(jnp.moveaxis(a[:, 1:], 1, 0) for a in blocks)
+    keys = None if dropout_key is None else jax.random.split(dropout_key, later[0].shape[0])
+    rest = lax.map(lambda block: attend(*block[0], key=block[1]), (later, keys))
+    return join_blocks(jnp.concatenate([first, jnp.moveaxis(rest, 0, 1)], axis=1), q.shape[1])
 
 
 def chunk_blocks(q, k, v, *, chunk_size: int, mask=None, segment_ids=None, before=None):

@@ -36,6 +36,12 @@ def run_positions(segment_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
     return index - run_start_index(segment_ids)
 
 
+def chunk_positions(length: int, chunk_size: int, segment_ids: Int[Array, "B L"] | None) -> Int[Array, "*B L"]:
+    """Position of every token inside its chunk, [L] or for packed documents [B, L]."""
+    positions = jnp.arange(length, dtype=jnp.int32) if segment_ids is None else run_positions(segment_ids)
+    return positions % chunk_size
+
+
 def run_chunks(
     shape: tuple[int, int], chunk_size: int, segment_ids: Int[Array, "B L"] | None, before: Int[Array, " B"] | None
 ) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:

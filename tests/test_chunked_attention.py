@@ -49,11 +49,11 @@ def test_continuation(length, chunk, slots, kind):
         assert_close(f"d{name}", gradient, value)
 
 
-def test_cached_length_stays_within_the_cache_and_the_chunk():
+def test_a_traced_cached_length_stays_within_the_cache_and_the_chunk():
     q, k, v = map(jnp.asarray, inputs(cases.rng(8), 10))
     cached = dict(zip(("cached_k", "cached_v"), map(jnp.asarray, inputs(cases.rng(9), 4)[1:]), strict=True))
-    attend = lambda *n: chunked_attention(q, k, v, chunk_size=6, **cached, cached_length=jnp.asarray(n))  # noqa: E731
-    np.testing.assert_array_equal(np.asarray(attend(-3, 9)), np.asarray(attend(0, 4)))
+    attend = jax.jit(lambda n: chunked_attention(q, k, v, chunk_size=6, **cached, cached_length=n))
+    np.testing.assert_array_equal(attend(jnp.asarray([-3, 9])), attend(jnp.asarray([0, 4])))
 
 
 def test_fully_masked_rows_give_zero_and_no_gradient():

@@ -5,6 +5,8 @@ The tests of the kernels are those of `test_norm_kernels.py`, `test_ema_kernels.
 drifting apart.
 """
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +19,12 @@ from pallas_kernels.complex_ema.specs import PRESETS as EMA_PRESETS
 from pallas_kernels.normalized_rotary.specs import PRESETS as ROTARY_PRESETS
 from pallas_kernels.timestep_norm.specs import PRESETS as NORM_PRESETS
 from tests import (
+    attention_laws,
     cases,
     ema_laws,
     kernel_parity,
     norm_laws,
+    rotary_laws,
     test_attention_kernels,
     test_ema_kernels,
     test_norm_kernels,
@@ -150,6 +154,58 @@ def test_every_launch_shape_of_the_norm_gives_the_same(tiles):
 @pytest.mark.parametrize("tiles", ema_laws.LAUNCH_SHAPES)
 def test_every_launch_shape_of_the_ema_gives_the_same(tiles):
     ema_laws.check_launch_shape("triton", tiles)
+
+
+@cuda
+def test_attention_documents_never_touch():
+    attention_laws.check_isolation("triton")
+
+
+@cuda
+def test_no_query_depends_on_a_later_token_or_another_chunk():
+    attention_laws.check_causality("triton")
+
+
+@cuda
+@pytest.mark.parametrize("kind", ["mask", "segments"])
+def test_masked_keys_may_hold_anything(kind):
+    attention_laws.check_masked_keys("triton", kind)
+
+
+@cuda
+def test_any_split_of_attention_into_calls_gives_the_same():
+    attention_laws.check_continuation("triton")
+
+
+@cuda
+@pytest.mark.parametrize("tiles", attention_laws.LAUNCH_SHAPES)
+def test_every_launch_shape_of_attention_gives_the_same(tiles):
+    attention_laws.check_launch_shape("triton", tiles)
+
+
+@cuda
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_scores_depend_on_differences_of_positions(interleaved):
+    rotary_laws.check_shift("triton", interleaved)
+
+
+@cuda
+def test_rotated_tokens_never_touch():
+    rotary_laws.check_isolation("triton")
+
+
+@cuda
+@pytest.mark.parametrize("tiles", rotary_laws.LAUNCH_SHAPES)
+def test_every_launch_shape_of_rotary_gives_the_same(tiles):
+    rotary_laws.check_launch_shape("triton", tiles)
+
+
+@pytest.mark.parametrize("laws", [norm_laws, ema_laws, attention_laws, rotary_laws])
+def test_the_lane_has_every_law(laws):
+    here = Path(__file__).read_text()
+    checks = [name for name in vars(laws) if name.startswith("check_")]
+    assert checks
+    assert not [name for name in checks if f'.{name}("triton"' not in here]
 
 
 @cuda

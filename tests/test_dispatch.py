@@ -14,6 +14,7 @@ from pallas_kernels import (
     complex_ema,
     explain,
     normalized_rotary,
+    normalized_rotary_attention,
     strict,
     timestep_norm,
     use_implementation,
@@ -35,6 +36,11 @@ def rotary(z, **kwargs):
     ones = jnp.ones((2, *z.shape[2:]))
     given = {"scale": ones, "shift": ones, "positions": jnp.arange(z.shape[1])} | kwargs
     return normalized_rotary(z, **given)
+
+
+def in_one_call(z, **kwargs):
+    ones = jnp.ones((2, *HEADS.shape[2:]))
+    return normalized_rotary_attention(z, HEADS, ones, ones, **{"chunk_size": 4} | kwargs)
 
 
 def test_none_and_xla_run_the_reference():
@@ -222,9 +228,33 @@ BAD = {
     "mixed": (TypeError, "v must", lambda: chunked_attention(HEADS, HEADS, HEADS.astype(jnp.bfloat16), chunk_size=4)),
     "half a cache": (
         ValueError,
-        "cached_v and cached_length is None",
+        "Missing: cached_v, cached_length",
         lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=4, cached_k=HEADS),
     ),
+    "cached length": (
+        ValueError,
+        r"cached_length must be in \[0, 4\], got \[5",
+        lambda: chunked_attention(
+            *[HEADS] * 3, chunk_size=4, cached_k=HEADS, cached_v=HEADS, cached_length=jnp.full(HEADS.shape[0], 5)
+        ),
+    ),
+    "no softmax dtype": (
+        TypeError,
+        "floating dtype, got None",
+        lambda: chunked_attention(*[HEADS] * 3, chunk_size=4, softmax_dtype=None),
+    ),
+    "array rate": (
+        ValueError,
+        "Python number",
+        lambda: chunked_attention(*[HEADS] * 3, chunk_size=4, dropout_rate=jnp.float32(0.1)),
+    ),
+    "both, segments": (
+        ValueError,
+        "segment_ids must have shape",
+        lambda: in_one_call(HEADS, segment_ids=jnp.ones((2, 5), int)),
+    ),
+    "both, chunk": (ValueError, "chunk_size must be", lambda: in_one_call(HEADS, chunk_size=None)),
+    "both, list": (TypeError, "z must be an array", lambda: in_one_call([1.0])),
     "cache dtype": (
         TypeError,
         "cached_k must be float32",
@@ -240,7 +270,7 @@ BAD = {
     ),
     "softmax": (
         TypeError,
-        "floating dtype, got int32",
+        "floating dtype, got",
         lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=4, softmax_dtype=jnp.int32),
     ),
     "dropout": (

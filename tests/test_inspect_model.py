@@ -32,7 +32,7 @@ def test_every_kernel_saves_bytes_memory_and_launches(steps):
 
 def test_the_kernels_of_every_layer_are_there(steps):
     kernels, _, none = (step.launches_by_kind for step in steps.values())
-    for name in ("complex_ema_forward", "complex_ema_backward", "chunked_attention_forward", "chunked_attention_dv"):
+    for name in ("complex_ema_forward", "complex_ema_backward", "chunked_attention_dv", "normalized_rotary_forward"):
         assert kernels[name] == 8
     assert kernels["timestep_norm_forward"] == 9
     assert set(none) == {"fusion", "gemm", "copy"}

@@ -16,7 +16,7 @@ from megalodon_jax.layers.streaming import attend_cached, attend_newest, check_c
 from megalodon_jax.types import AttentionCache
 from pallas_kernels import chunked_attention, normalized_rotary
 from reference.chunked_attention import masked_attention
-from reference.segments import run_positions
+from reference.segments import chunk_positions
 
 
 def attention_single_chunk(
@@ -144,10 +144,10 @@ class ChunkedAttention(eqx.Module):
         """Output, the new cache if asked for, and the position after the call. q and k are not yet rotated.
 
         Raises:
-            ValueError: dropout without a key, or a cache that does not fit q and v.
+            ValueError: dropout without a key, a cache that does not fit q and v, or segment_ids beside one.
         """
-        angles = self._angles(q.shape[1], cache, return_cache, segment_ids, position_ids)
-        q, k = self.rotary.rotate(q, k, angles)
+        positions = self._positions(q.shape[1], cache, return_cache, segment_ids, position_ids)
+        q, k = self.rotary.rotate(q, k, positions)
         return self._attend(q, k, v, cache, mask, return_cache, deterministic, key, segment_ids)
 
     def from_projection(
@@ -167,16 +167,16 @@ class ChunkedAttention(eqx.Module):
         position_ids: Int[Array, "B L"] | None = None,
     ) -> tuple[Float[Array, "B L H V"], AttentionCache | None, Int32[Array, ""]]:
         """The same with the queries and keys that `normalized_rotary` makes of z; errors as there and above."""
-        angles = self._angles(z.shape[1], cache, return_cache, segment_ids, position_ids)
-        q, k = normalized_rotary(z, scale, shift, positions=angles, eps=norm_eps, base=self.rotary.base)
+        positions = self._positions(z.shape[1], cache, return_cache, segment_ids, position_ids)
+        q, k = normalized_rotary(z, scale, shift, positions=positions, eps=norm_eps, base=self.rotary.base)
         return self._attend(q, k, v, cache, mask, return_cache, deterministic, key, segment_ids)
 
-    def _angles(self, length: int, cache: AttentionCache | None, return_cache: bool, segment_ids, position_ids):
+    def _positions(self, length: int, cache: AttentionCache | None, return_cache: bool, segment_ids, position_ids):
         """Positions that the rotary angles are taken at, [L] or [B, L]."""
         if position_ids is not None:
             return position_ids
         if segment_ids is not None:
-            return run_positions(segment_ids) % self.chunk_size
+            return chunk_positions(length, self.chunk_size, segment_ids)
         index = jnp.arange(length, dtype=jnp.int32)
         positions = index if cache is None else cache.count + index
         return positions if self.sliding and (cache is not None or return_cache) else positions % self.chunk_size
@@ -193,6 +193,8 @@ class ChunkedAttention(eqx.Module):
             new_cache = extend_cache(empty_cache(k, v, self.max_cache_len), k, v) if return_cache else None
             return attend(segment_ids=segment_ids), new_cache, end
 
+        if segment_ids is not None:
+            raise ValueError("segment_ids do not go together with a cache: a stream is one document.")
         cache = empty_cache(k, v, self.max_cache_len) if cache is None else check_cache(cache, k, v)
         new_cache = extend_cache(cache, k, v)
         other = {

@@ -44,7 +44,8 @@ def chunked_attention(
         segment_ids: packed documents; a query sees only its own run, and the chunk grid restarts at each run. Id 0 is
             padding and acts as mask False.
         cached_k, cached_v, cached_length: keys and values of the current chunk from before these tokens, oldest first,
-            and how many of the S are there (brought into [0, min(S, chunk_size)]; the others may hold anything): the
+            and how many of the S are there (the others may hold anything; at most min(S, chunk_size), in traced code
+            cut off there): the
             first cached_length tokens of the first chunk, which ends chunk_size - cached_length tokens into this call.
             The first run continues it, later runs do not. Gradients with a cache are those of the reference.
         precision: None: float32 products are float32. "tf32": let float32 inputs use TF32 tensor cores.
@@ -57,8 +58,8 @@ def chunked_attention(
         o in q.dtype.
 
     Raises:
-        ValueError: wrong shape, chunk_size not positive, part of a cache, unknown precision or implementation,
-            dropout_rate outside [0, 1] or without a key.
+        ValueError: wrong shape, chunk_size not positive, part of a cache, cached_length out of range, unknown
+            precision or implementation, dropout_rate outside [0, 1] or without a key.
         TypeError: wrong dtype, or q, k, v of different dtypes; float16 is refused.
         KernelUnavailable: a named implementation cannot run.
     """
@@ -66,7 +67,7 @@ def chunked_attention(
         q, k, v,
         chunk_size=chunk_size, mask=mask, segment_ids=segment_ids,
         cached_k=cached_k, cached_v=cached_v, cached_length=cached_length,
-        precision=precision, softmax_dtype=jnp.dtype(softmax_dtype), dropout_rate=dropout_rate, dropout_key=dropout_key,
+        precision=precision, softmax_dtype=softmax_dtype, dropout_rate=dropout_rate, dropout_key=dropout_key,
         implementation=implementation,
     )  # fmt: skip
 
@@ -81,10 +82,10 @@ def _check(
     checks.check_array(op, "v", v, ("B", "L", "H", "V"), (q.dtype,), sizes)
     checks.check_positive(op, "chunk_size", chunk_size)
     checks.check_choice(op, "precision", precision, (None, "tf32"))
-    if not jnp.issubdtype(softmax_dtype, jnp.floating):
-        raise TypeError(f"{op}: softmax_dtype must be a floating dtype, got {jnp.dtype(softmax_dtype).name}.")
-    if not 0.0 <= dropout_rate <= 1.0:
-        raise ValueError(f"{op}: dropout_rate must be in [0, 1], got {dropout_rate!r}.")
+    if softmax_dtype is None or not jnp.issubdtype(softmax_dtype, jnp.floating):
+        raise TypeError(f"{op}: softmax_dtype must be a floating dtype, got {softmax_dtype!r}.")
+    if not isinstance(dropout_rate, (int, float)) or not 0.0 <= dropout_rate <= 1.0:
+        raise ValueError(f"{op}: dropout_rate must be a Python number in [0, 1], got {dropout_rate!r}.")
     if dropout_rate and dropout_key is None:
         raise ValueError(f"{op}: dropout_rate {dropout_rate} needs dropout_key, a jax.random.key.")
     checks.check_tokens(op, mask, segment_ids, sizes)
@@ -93,12 +94,11 @@ def _check(
     if len(missing) == len(cache):
         return
     if missing:
-        raise ValueError(
-            f"{op}: {', '.join(cache)} go together, but {' and '.join(missing)} is None; give all or none."
-        )
+        raise ValueError(f"{op}: {', '.join(cache)} go together; give all or none. Missing: {', '.join(missing)}.")
     checks.check_array(op, "cached_k", cached_k, ("B", "S", "H", "K"), (q.dtype,), sizes)
     checks.check_array(op, "cached_v", cached_v, ("B", "S", "H", "V"), (q.dtype,), sizes)
     checks.check_array(op, "cached_length", cached_length, ("B",), checks.INTEGER, sizes)
+    checks.check_range(op, "cached_length", cached_length, 0, min(sizes["S"], chunk_size))
 
 
 _TRITON, _INTERPRET = kernel_implementations(vjp.chunked_attention, tiles.launches, tiles.refuse)

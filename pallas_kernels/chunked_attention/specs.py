@@ -77,6 +77,7 @@ PARITY = (
     Spec("continued, masked", 5, 61, 1, 16, 32, 32, mask=True, cached=32, tiles=_WIDE),
     Spec("continued, packed", 5, 90, 2, 20, 40, 32, segments=True, cached=20, tiles=_SQUARE),
     Spec("continued, bfloat16", 4, 77, 1, 24, 40, 40, dtype=_BF16, cached=64, tiles=_TALL),
+    Spec("continued, heuristic tiles", 3, 5, 1, 64, 160, 128, cached=128),
     Spec("bfloat16", 2, 77, 2, 32, 48, 40, dtype=_BF16, tiles=_TALL),
     Spec("bfloat16, packed", 2, 90, 1, 24, 40, 16, dtype=_BF16, mask=True, segments=True, tiles=_SQUARE),
     Spec("large scores", 2, 64, 1, 32, 32, 64, scale=8.0, tiles=_SQUARE),

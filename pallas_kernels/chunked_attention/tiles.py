@@ -86,22 +86,28 @@ def refuse(q, k, v, *, softmax_dtype=jnp.float32, dropout_rate=0.0, **kwargs) ->
 
 
 def launches(
-    gpu: Architecture, q, k, v, *, chunk_size: int, mask=None, segment_ids=None, cached_length=None, precision=None,
+    gpu: Architecture, q, k, v, *, chunk_size: int, mask=None, segment_ids=None, cached_k=None, precision=None,
     **kwargs,
 ):  # fmt: skip
     """Every kernel with its tiles; with a cache there is the forward alone."""
     batch, length, heads, depth = q.shape
+    slots = 0 if cached_k is None else cached_k.shape[1]
     shape = {
         "batch": batch, "length": length, "heads": heads, "depth": depth, "width": v.shape[3], "chunk": chunk_size,
         "dtype": q.dtype.name, "masked": int(mask is not None), "packed": int(segment_ids is not None),
-        "cached": int(cached_length is not None), "precision": precision or "float32",
+        "cached": slots, "precision": precision or "float32",
     }  # fmt: skip
     bfloat16 = _BFLOAT16 if mask is None and segment_ids is None else _BFLOAT16 | _MARKED
     found = []
-    for name, float32 in list(_FLOAT32.items())[: 1 if cached_length is not None else None]:
+    for name, float32 in list(_FLOAT32.items())[: 1 if slots else None]:
         large = bfloat16[name][gpu.name] if q.dtype.itemsize == 2 else float32
         found.append(
-            Launch(name, *choose(name, gpu.name, shape, _fitting(large, length, depth, v.shape[3]), _take_all))
+            Launch(
+                name,
+                *choose(
+                    name, gpu.name, shape, _fitting(large, length, max(length, slots), depth, v.shape[3]), _take_all
+                ),
+            )
         )
     return tuple(found)
 
@@ -110,12 +116,12 @@ def _take_all(tiles: AttentionTiles) -> None:
     pass
 
 
-def _fitting(large: AttentionTiles, length: int, depth: int, width: int) -> AttentionTiles:
+def _fitting(large: AttentionTiles, queries: int, keys: int, depth: int, width: int) -> AttentionTiles:
     least = lambda block, size: min(block, max(SMALLEST, next_power_of_two(size)))  # noqa: E731
     return replace(
         large,
-        block_q=least(large.block_q, length),
-        block_k=least(large.block_k, length),
+        block_q=least(large.block_q, queries),
+        block_k=least(large.block_k, keys),
         block_v=least(large.block_v, width),
         block_d=least(large.block_d, depth),
     )

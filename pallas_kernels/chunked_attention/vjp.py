@@ -35,8 +35,8 @@ class Residuals(NamedTuple):
 
     arrays: Arrays
     integers: Integers
-    o: Array
-    lse: Float32[Array, "B H L"]
+    o: Array | None  # None with a cache: the backward is then the reference's
+    lse: Float32[Array, "B H L"] | None
 
 
 def chunked_attention(
@@ -56,8 +56,11 @@ def _attention(call: Call[Problem], arrays: Arrays, integers: Integers) -> Array
 
 
 def _forward(call: Call[Problem], arrays: Arrays, integers: Integers):
-    kernel, other = partial(_kernel_forward, save=True), partial(_reference_forward, save=True)
+    save = integers.cached_length is None
+    kernel, other = partial(_kernel_forward, save=save), partial(_reference_forward, save=save)
     o, lse = first_order_only("chunked_attention", partial(call.by_platform, kernel, other))(arrays, integers)
+    if not save:
+        return o, Residuals(arrays, integers, None, None)
     o, lse = checkpoint_name(o, "chunked_attention_o"), checkpoint_name(lse, "chunked_attention_lse")
     return o, Residuals(arrays, integers, o, lse)
 
