@@ -45,9 +45,9 @@ def chunked_attention(
             padding and acts as mask False.
         cached_k, cached_v, cached_length: keys and values of the current chunk from before these tokens, oldest first,
             and how many of the S are there (the others may hold anything; at most min(S, chunk_size), in traced code
-            cut off there): the
-            first cached_length tokens of the first chunk, which ends chunk_size - cached_length tokens into this call.
-            The first run continues it, later runs do not. Gradients with a cache are those of the reference.
+            cut off there): the first cached_length tokens of the first chunk, which ends chunk_size - cached_length
+            tokens into this call. The first run continues it, later runs do not. Gradients with a cache are those of
+            the reference.
         precision: None: float32 products are float32. "tf32": let float32 inputs use TF32 tensor cores.
         softmax_dtype: of scores, softmax and sums; other than float32 on implementation "xla" alone.
         dropout_rate, dropout_key: probability with which a softmax weight is dropped, and what draws it (needed unless

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from pallas_kernels._backends.triton import load, store
+from pallas_kernels._backends.triton import load, pl, store
 from pallas_kernels._tiles import Tiles
 from pallas_kernels.complex_ema import math, triton_forward
 from pallas_kernels.complex_ema.math import Fma
@@ -82,6 +82,13 @@ def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles, fma: Fma) ->
         refs, at, begin,
         inputs=(refs.x, refs.valid, refs.dy), steps=steps, forget=forget, turn_back=both_back, output=refs.dx,
     )  # fmt: skip
+    if refs.first_u is not None:
+
+        @pl.when(at.chunk == 0)  # behind a branch: with masks instead, ptxas spills
+        def _():
+            for n, part in enumerate(m):
+                store_one(refs.first_u, refs.first_v, at, True, n, part)
+
     if refs.h_u is not None:
         h = start(refs.h_u, refs.h_v, at)
         if refs.opening is not None:
@@ -93,8 +100,5 @@ def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles, fma: Fma) ->
         xe = tuple(map(math.add, xe, through))
     store_state(refs.sum_u, refs.sum_v, at, xm)
     store_state(refs.slope_u, refs.slope_v, at, xe)
-    if refs.first_u is not None:
-        for n, part in enumerate(m):
-            store_one(refs.first_u, refs.first_v, at, at.chunk == 0, n, part)
     if refs.domega is not None:
         store(refs.domega, (at.row, at.chunk, at.columns), dyx, at.lanes)
