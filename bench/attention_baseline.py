@@ -27,7 +27,7 @@ def attention_by_value_tiles(
     Args:
         chunk_size: a divisor of L.
         implementation: of `jax.nn.dot_product_attention`; "cudnn" runs on NVIDIA GPUs only, with K of at most 128 (256
-            from sm_90 on).
+            from sm_90 on), where `pytest -m cuda` compares it with the kernels.
     """
     B, L, H, K = q.shape
     width = v.shape[3]

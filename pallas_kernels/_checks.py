@@ -64,9 +64,9 @@ def check_range(op: str, name: str, array, least: int, most: int) -> None:
 
 
 def check_number(op: str, name: str, value) -> None:
-    """Raise TypeError if `value` is traced, ValueError unless it is positive."""
-    if isinstance(value, Tracer):
-        raise TypeError(f"{op}: {name} must be a number that is known when the program is traced, got {value}.")
+    """Raise TypeError if `value` is an array or traced, ValueError unless it is positive."""
+    if not isinstance(value, int | float | np.number):
+        raise TypeError(f"{op}: {name} must be a Python number, known when the program is traced; got {value!r}.")
     if not value > 0:
         raise ValueError(f"{op}: {name} must be positive, got {value!r}.")
 

@@ -95,7 +95,7 @@ class Op:
         refusals = self.refusals(*args, **kwargs)
         present = {i.name: i for i in self.implementations}
         if asked is None:
-            return self._best(settings, refusals)
+            return self._best(refusals)
         names = (asked,) if isinstance(asked, str) else asked
         for name in names:
             if refusals[name] is None:
@@ -105,16 +105,22 @@ class Op:
             self.name, " or ".join(names), reason, 'Use implementation=None or "xla", or see explain().'
         )
 
-    def _best(self, settings, refusals) -> Implementation:
+    def _best(self, refusals) -> Implementation:
         chosen = next(i for i in self.implementations if refusals[i.name] is None)
-        if chosen.name == "xla" and on_gpu(settings):
-            reason = refusals["triton"]
-            if settings.strict:
-                raise KernelUnavailable(
-                    self.name, "triton", str(reason), 'Pass implementation="xla" where the reference is meant to run.'
-                )
-            _log_once(f"{self.name}: using the reference implementation 'xla': {reason}.")
+        if chosen.name == "xla":
+            fall_back(self.name, str(refusals["triton"]))
         return chosen
+
+
+def fall_back(op: str, reason: str) -> None:
+    """On a GPU say once that the reference runs in place of a kernel; under `strict()` raise KernelUnavailable."""
+    settings = _settings.current()
+    if not on_gpu(settings):
+        return
+    if settings.strict:
+        remedy = 'Pass implementation="xla" where the reference is meant to run.'
+        raise KernelUnavailable(op, "triton", reason, remedy)
+    _log_once(f"{op}: using the reference implementation 'xla': {reason}.")
 
 
 def on_gpu(settings: _settings.Settings) -> bool:

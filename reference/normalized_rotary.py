@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int
 
 
-def frequencies(depth: int, base: float) -> np.ndarray:
+def inv_freq(depth: int, base: float) -> np.ndarray:
     """base^(-2 j / depth), j = 0 .. depth / 2 - 1, in float32."""
     return np.exp(np.arange(depth // 2) * (-2.0 * np.log(base) / depth)).astype(np.float32)
 
@@ -27,7 +27,7 @@ def rotate(
 
     In float32, rounded to the dtype of z.
     """
-    angle = positions.astype(jnp.float32)[..., None, None] * frequencies(z.shape[-1], base)
+    angle = positions.astype(jnp.float32)[..., None, None] * inv_freq(z.shape[-1], base)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     wide = z.astype(jnp.float32)
     a, b = (wide[..., 0::2], wide[..., 1::2]) if interleaved else jnp.split(wide, 2, axis=-1)

@@ -94,6 +94,25 @@ def check_model(dtype, implementation: str) -> None:
         assert_policy(replace(line, dtype=jnp.dtype(dtype).name) if line.name == "loss" else line)
 
 
+def check_stream(implementation: str) -> None:
+    """A stream that calls cut in the middle of chunks, and a token at a time: as in one call of the float64 model."""
+    model, ids = models.build(), models.ids()
+    expected = oracle_numpy_model.logits(named_parameters(model), model.config, ids)
+
+    @eqx.filter_jit
+    def part(model, ids, cache):
+        with use_implementation(**dict.fromkeys(OPS, implementation)):
+            return model(ids, cache=cache, return_cache=True)
+
+    cache, start, found = None, 0, []
+    for length in (5, 14, 1, 1):
+        logits, cache = part(model, ids[:, start : start + length], cache)
+        found.append(logits)
+        start += length
+    assert start == ids.shape[1]
+    assert_close("logits", jnp.concatenate(found, axis=1), expected, units=300)
+
+
 def _model_values(model, ids, implementation: str) -> dict[str, np.ndarray]:
     @eqx.filter_jit
     def everything(model):

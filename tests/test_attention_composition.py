@@ -10,7 +10,15 @@ from jax.sharding import PartitionSpec as P
 
 from bench.inspect.lowering import lower
 from bench.inspect.triton_ir import execute
-from pallas_kernels import AttentionTiles, chunked_attention, compile_for, kernels_in, normalized_rotary_attention
+from pallas_kernels import (
+    AttentionTiles,
+    KernelUnavailable,
+    chunked_attention,
+    compile_for,
+    kernels_in,
+    normalized_rotary_attention,
+    strict,
+)
 from pallas_kernels.chunked_attention.launch import DK, DQ, DV, FORWARD
 from tests import attention_laws, cases
 from tests.tolerance import assert_close
@@ -77,6 +85,14 @@ def test_where_nobody_names_an_implementation_cuda_runs_the_kernels():
     for value, other, right in zip(found, here, expected, strict=True):
         assert_close("lowered", value, right)
         assert_close("here", other, right)
+
+
+def test_strict_refuses_the_gradient_of_a_continuation():
+    """Which is the reference's; the continuation itself is a kernel's."""
+    with compile_for("sm_90"), strict():
+        attend(Q, **CACHE)
+        with pytest.raises(KernelUnavailable, match="continues a cache"):
+            jax.grad(energy)(Q, **CACHE)
 
 
 def test_results_have_names_for_remat():

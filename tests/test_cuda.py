@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bench import ops, parity
+from bench.attention_baseline import attention_by_value_tiles
 from pallas_kernels import chunked_attention, complex_ema, kernels_in, normalized_rotary, timestep_norm
 from pallas_kernels.chunked_attention.specs import PRESETS as ATTENTION_PRESETS
 from pallas_kernels.complex_ema.specs import PRESETS as EMA_PRESETS
@@ -223,6 +224,21 @@ def test_the_best_implementation_is_the_kernel():
 
 
 @cuda
+def test_attention_is_that_of_cudnn():
+    """Other people's kernel by another formula; for head dims that it takes."""
+    q, k, v = (jnp.asarray(cases.normal(cases.rng(0), 2, 256, 2, size), jnp.bfloat16) for size in (64, 64, 160))
+    with jax.numpy_dtype_promotion("standard"):  # jax.nn mixes bfloat16 and float32
+        expected = attention_by_value_tiles(q, k, v, chunk_size=128, implementation="cudnn")
+    found = chunked_attention(q, k, v, chunk_size=128, implementation="triton")
+    assert_close("o", found, expected, dtype="bfloat16")
+
+
+@cuda
 @pytest.mark.parametrize("dtype", kernel_parity.MODEL_DTYPES)
 def test_model_with_kernels_on_and_off(dtype):
     kernel_parity.check_model(dtype, "triton")
+
+
+@cuda
+def test_stream_of_a_model():
+    kernel_parity.check_stream("triton")

@@ -215,6 +215,7 @@ BAD = {
     "groups": (ValueError, "divisible", lambda: timestep_norm(X, num_groups=3)),
     "no groups": (ValueError, "positive int", lambda: timestep_norm(X, num_groups=0)),
     "eps": (ValueError, "eps", lambda: timestep_norm(X, num_groups=2, eps=0.0)),
+    "array eps": (TypeError, "Python number", lambda: timestep_norm(X, num_groups=2, eps=jnp.float32(1e-5))),
     "traced eps": (TypeError, "eps", lambda: jax.jit(lambda eps: timestep_norm(X, num_groups=2, eps=eps))(1e-5)),
     "statistics": (ValueError, "token_mean", lambda: timestep_norm(X, num_groups=2, statistics="mean")),
     "weight": (ValueError, "weight", lambda: timestep_norm(X, jnp.ones(3), num_groups=2)),

@@ -11,3 +11,7 @@ from tests import kernel_parity
 )
 def test_model_interpreted(dtype):
     kernel_parity.check_model(dtype, "triton_interpret")
+
+
+def test_stream_interpreted():
+    kernel_parity.check_stream("triton_interpret")

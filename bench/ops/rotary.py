@@ -111,7 +111,7 @@ def alike(call: TritonCall) -> list[tuple[list[int], int]]:
 
 
 def cached(spec: Spec) -> set[tuple[int, ...]]:
-    """Shapes of scale and shift, of positions and of the angles' frequencies."""
+    """Shapes of scale and shift, of positions and of inv_freq."""
     arrays = spec.arrays()
     return {arrays["scale"].shape, arrays["positions"].shape, (1, spec.length), (spec.depth // 2,)}
 

@@ -206,8 +206,8 @@ class ChunkedAttention(eqx.Module):
         if length == 1 and mask is None:
             out = attend_newest(q, new_cache, **other)
         elif not self.sliding and cache.k.shape[1] == self.chunk_size:  # slot 0 holds the first token of a chunk
-            held = jnp.full(k.shape[:1], cache.count % self.chunk_size)
-            out = attend(cached_k=cache.k, cached_v=cache.v, cached_length=held)
+            cached_length = jnp.full(k.shape[:1], cache.count % self.chunk_size)
+            out = attend(cached_k=cache.k, cached_v=cache.v, cached_length=cached_length)
         else:
             out = attend_cached(q, k, v, cache, mask=mask, **other)
         return out, new_cache if return_cache else None, end

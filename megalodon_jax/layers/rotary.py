@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from reference.normalized_rotary import frequencies, rotate
+from reference.normalized_rotary import inv_freq, rotate
 
 
 class RotaryEmbedding(eqx.Module):
@@ -29,7 +29,7 @@ class RotaryEmbedding(eqx.Module):
     @property
     def inv_freq(self) -> np.ndarray:
         """[dim / 2] float32."""
-        return frequencies(self.dim, self.base)
+        return inv_freq(self.dim, self.base)
 
     def __call__(
         self, q: Float[Array, "B L H K"], k: Float[Array, "B L H K"], start_index: Int[Array, ""] | int

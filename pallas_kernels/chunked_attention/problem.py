@@ -45,14 +45,14 @@ class Tokens(NamedTuple):
         valid: 1 for keys that count.
         first: first token of the chunk that each token is in (packed documents).
         end: the token after the last one of that chunk.
-        before: how many cached keys each row has.
+        cached_length: how many cached keys each row has.
         reach: the token after the last one of the chunk that those belong to.
     """
 
     valid: Int32[Array, "B L"] | None = None
     first: Int32[Array, "B L"] | None = None
     end: Int32[Array, "B L"] | None = None
-    before: Int32[Array, " B"] | None = None
+    cached_length: Int32[Array, " B"] | None = None
     reach: Int32[Array, " B"] | None = None
 
 

@@ -93,9 +93,13 @@ PRESETS = (
     Spec("headline, float32", 8, 4096, 1, 256, 2048, 2048),
     Spec("headline, masked", 8, 4096, 1, 256, 2048, 2048, dtype=_BF16, mask=True),
     Spec("headline, packed", 8, 4096, 1, 256, 2048, 2048, dtype=_BF16, segments=True),
+    Spec("headline, ragged", 8, 4001, 1, 256, 2048, 2048, dtype=_BF16),
+    Spec("chunks of 2000", 8, 4096, 1, 256, 2048, 2000, dtype=_BF16),
     Spec("headline, continued", 8, 4096, 1, 256, 2048, 2048, dtype=_BF16, cached=2048),
+    Spec("headline, continued by 5", 8, 5, 1, 256, 2048, 2048, dtype=_BF16, cached=2048),
     Spec("1.3B", 8, 4096, 2, 256, 2048, 2048, dtype=_BF16),
     Spec("7B", 2, 8192, 4, 256, 2048, 4096, dtype=_BF16),
     Spec("8 layers, dim 512", 8, 2048, 1, 128, 1024, 1024, dtype=_BF16),
     Spec("head dims 32, 256", 8, 2048, 8, 32, 256, 2048, dtype=_BF16),
+    Spec("head dims 192, 1000", 8, 2048, 1, 192, 1000, 1024, dtype=_BF16),
 )

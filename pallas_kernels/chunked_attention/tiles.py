@@ -16,6 +16,7 @@ from pallas_kernels.chunked_attention.launch import DK, DQ, DV, FORWARD
 from pallas_kernels.chunked_attention.problem import SMALLEST
 
 DEEPEST, WIDEST = 256, 2048
+LONGEST = 128  # block of tokens
 
 _T = AttentionTiles  # block_q, block_k, block_v, block_d, num_warps, num_stages
 _BFLOAT16 = {
@@ -48,8 +49,8 @@ _BFLOAT16 = {
         "sm_120": _T(32, 64, 256, 256, 8, 2),
     },
 }
-# Where tokens are masked or packed: what says so takes registers too.
-_MARKED = {
+# Where loads are masked, because tokens are masked or packed or the sizes are uneven: that takes registers too.
+_MASKED = {
     DQ: {
         "sm_80": _T(64, 64, 64, 64, 8, 2),
         "sm_89": _T(64, 64, 64, 64, 8, 2),
@@ -97,18 +98,13 @@ def launches(
         "dtype": q.dtype.name, "masked": int(mask is not None), "packed": int(segment_ids is not None),
         "cached": slots, "precision": precision or "float32",
     }  # fmt: skip
-    bfloat16 = _BFLOAT16 if mask is None and segment_ids is None else _BFLOAT16 | _MARKED
+    uneven = length % LONGEST or chunk_size % LONGEST or any(next_power_of_two(n) != n for n in (depth, v.shape[3]))
+    bfloat16 = _BFLOAT16 if mask is None and segment_ids is None and not uneven else _BFLOAT16 | _MASKED
     found = []
     for name, float32 in list(_FLOAT32.items())[: 1 if slots else None]:
         large = bfloat16[name][gpu.name] if q.dtype.itemsize == 2 else float32
-        found.append(
-            Launch(
-                name,
-                *choose(
-                    name, gpu.name, shape, _fitting(large, length, max(length, slots), depth, v.shape[3]), _take_all
-                ),
-            )
-        )
+        tiles = _fitting(large, length, max(length, slots), depth, v.shape[3])
+        found.append(Launch(name, *choose(name, gpu.name, shape, tiles, _take_all)))
     return tuple(found)
 
 

@@ -29,10 +29,9 @@ def forward(refs: SimpleNamespace, *, problem: Problem, tiles: AttentionTiles, d
         return known._replace(weighted=known.weighted + dot(weights.astype(v.dtype), v))
 
     known = nothing(tiles.block_q, tiles.block_v)
-    if refs.before is not None:
-        cached = partial(step, refs.cached_k, refs.cached_v)
-        known = over_cached(at, tiles, refs.before, refs.reach, cached, known)
-    marks = Tokens(refs.valid, refs.first)
+    marks = Tokens(refs.valid, refs.first, cached_length=refs.cached_length, reach=refs.reach)
+    if marks.cached_length is not None:
+        known = over_cached(at, tiles, marks, partial(step, refs.cached_k, refs.cached_v), known)
     o, lse = finish(over_keys(at, marks, tiles, partial(step, refs.k, refs.v), known))
     index, mask = at.index(at.tokens, columns, problem.width, exists)
     store(refs.o, index, o, mask)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float32, Int
 import reference
 from pallas_kernels._autodiff import explain_forward_mode, first_order_only
 from pallas_kernels._call import Call
+from pallas_kernels._dispatch import fall_back
 from pallas_kernels.chunked_attention import launch
 from pallas_kernels.chunked_attention.problem import Arrays, Problem, Tokens
 from reference.segments import cached_span, run_chunks, valid_tokens
@@ -43,7 +44,7 @@ def chunked_attention(
     plan, q, k, v, *, chunk_size, mask=None, segment_ids=None, cached_k=None, cached_v=None, cached_length=None,
     precision=None, **refused,
 ):  # fmt: skip
-    """chunked_attention by Triton kernels; arguments as in the public op."""
+    """chunked_attention by Triton kernels; arguments as in the public op, `refused` those that `tiles.refuse` does."""
     batch, length, heads, depth = q.shape
     problem = Problem(batch, length, heads, depth, v.shape[3], chunk_size, precision)
     with explain_forward_mode("chunked_attention"):
@@ -60,6 +61,7 @@ def _forward(call: Call[Problem], arrays: Arrays, integers: Integers):
     kernel, other = partial(_kernel_forward, save=save), partial(_reference_forward, save=save)
     o, lse = first_order_only("chunked_attention", partial(call.by_platform, kernel, other))(arrays, integers)
     if not save:
+        fall_back("chunked_attention", "gradients of attention that continues a cache are left to XLA")
         return o, Residuals(arrays, integers, None, None)
     o, lse = checkpoint_name(o, "chunked_attention_o"), checkpoint_name(lse, "chunked_attention_lse")
     return o, Residuals(arrays, integers, o, lse)
@@ -90,15 +92,15 @@ def _tokens(problem: Problem, arrays: Arrays, integers: Integers) -> Tokens:
     mask, segment_ids, cached_length = integers
     valid = valid_tokens(mask, segment_ids)
     valid = None if valid is None else valid.astype(jnp.int32)
-    before = reach = None
+    reach = None
     if cached_length is not None:
         assert arrays.cached_k is not None
         slots = arrays.cached_k.shape[1]
-        before, reach = cached_span(cached_length, slots, problem.length, problem.chunk_size, segment_ids)
+        cached_length, reach = cached_span(cached_length, slots, problem.length, problem.chunk_size, segment_ids)
     elif segment_ids is None:
         return Tokens(valid)
-    first, end = run_chunks((problem.batch, problem.length), problem.chunk_size, segment_ids, before)
-    return Tokens(valid, first, end, before, reach)
+    first, end = run_chunks((problem.batch, problem.length), problem.chunk_size, segment_ids, cached_length)
+    return Tokens(valid, first, end, cached_length, reach)
 
 
 def _reference(call: Call[Problem], arrays: Arrays, integers: Integers) -> Array:

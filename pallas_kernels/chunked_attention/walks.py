@@ -45,16 +45,16 @@ def over_keys(at: Cursor, marks: Tokens, tiles: AttentionTiles, step: Step, carr
     return lax.fori_loop(diagonal, end, lambda number, carry: one(number, carry, True), carry)
 
 
-def over_cached(at: Cursor, tiles: AttentionTiles, before, reach, step: Step, carry):
-    """The same for each block of cached keys, of which there are `before`, seen by the queries before `reach`."""
-    before, reach = load(before, (at.row,)), load(reach, (at.row,))
+def over_cached(at: Cursor, tiles: AttentionTiles, marks: Tokens, step: Step, carry):
+    """The same for each block of cached keys, which only the queries before `reach` see."""
+    length, reach = (load(ref, (at.row,)) for ref in (marks.cached_length, marks.reach))
 
     def one(number, carry):
         keys = number * tiles.block_k + jnp.arange(tiles.block_k, dtype=jnp.int32)
-        counts = keys < before
+        counts = keys < length
         return step(keys, counts[None] & (at.tokens < reach)[:, None], counts, carry)
 
-    blocks = jnp.where(at.start < reach, (before + tiles.block_k - 1) // tiles.block_k, 0)
+    blocks = jnp.where(at.start < reach, (length + tiles.block_k - 1) // tiles.block_k, 0)
     return lax.fori_loop(0, blocks, one, carry)
 
 

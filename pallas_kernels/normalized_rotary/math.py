@@ -36,9 +36,9 @@ class Turn(NamedTuple):
     sin: Half
 
 
-def turn_of(positions, frequency) -> Turn:
+def turn_of(positions, inv_freq) -> Turn:
     """Of positions [T] and frequencies [S]."""
-    angle = positions.astype(jnp.float32)[:, None] * frequency[None, :]
+    angle = positions.astype(jnp.float32)[:, None] * inv_freq[None, :]
     return Turn(jnp.cos(angle), jnp.sin(angle))
 
 
