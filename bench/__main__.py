@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import (
+    cpu_inference,
     cpu_ops,
+    cpu_stream,
+    inspect_inference,
     inspect_model,
     inspect_ops,
     inspect_parity,
@@ -16,9 +19,9 @@ from bench import (
 )
 from bench.inspect import TARGETS
 
-_CPU = {"ops": cpu_ops.run}
+_CPU = {"ops": cpu_ops.run, "inference": cpu_inference.run, "stream": cpu_stream.run}
 _INSPECT = {"ops": ops.PRESETS, "parity": ops.PARITY | ops.SHORTFALLS} | {
-    suite: {} for suite in ("model", "rotary", "tiles", "toeplitz")
+    suite: {} for suite in ("inference", "model", "rotary", "tiles", "toeplitz")
 }
 
 
@@ -27,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command == "cpu":
-        _CPU[options.suite](lengths=options.lengths, rounds=options.rounds, json_file=options.json)
+        if options.rounds and options.suite == "stream":
+            parser.error("--rounds is not for --suite stream, where nothing is timed")
+        given = {"lengths": options.lengths, "rounds": options.rounds}
+        _CPU[options.suite](**{name: value for name, value in given.items() if value}, json_file=options.json)
         return
     specs = _specs(options.suite, options.spec or (), parser)
     if options.target and options.suite in ("parity", "rotary", "tiles", "toeplitz"):
@@ -42,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         inspect_tiles.run(options.json)
     elif options.suite == "toeplitz":
         inspect_toeplitz.run(options.json)
+    elif options.suite == "inference":
+        inspect_inference.run(options.target or inspect_inference.TARGETS, options.json)
     elif options.suite == "model":
         inspect_model.run(options.target or inspect_model.TARGETS, options.json)
     else:
@@ -75,22 +83,22 @@ def _add_cpu(cpu: argparse.ArgumentParser) -> None:
         "--suite",
         choices=_CPU,
         default="ops",
-        help="ops: complex_ema against an FFT convolution and a lax.scan (the default)",
+        help="ops: complex_ema against an FFT convolution and a lax.scan (the default); inference: prefill, decoding "
+        "and generation of a model; stream: a million tokens in uneven pieces against float64",
     )
     cpu.add_argument(
         "--lengths",
         nargs="+",
         type=_positive,
-        default=cpu_ops.LENGTHS,
         metavar="L",
-        help="sequence lengths (default: %(default)s)",
+        help=f"sequence lengths (default: {cpu_ops.LENGTHS}; of prompts, {cpu_inference.LENGTHS}; of streams, "
+        f"{cpu_stream.LENGTHS})",
     )
     cpu.add_argument(
         "--rounds",
         type=_positive,
-        default=cpu_ops.ROUNDS,
         metavar="R",
-        help="interleaved rounds (default: %(default)s)",
+        help=f"interleaved rounds (default: {cpu_ops.ROUNDS}); not for stream, where nothing is timed",
     )
     cpu.add_argument("--json", type=_writable, metavar="FILE", help="write versions, samples, medians and errors here")
 
@@ -102,16 +110,17 @@ def _add_inspect(inspect: argparse.ArgumentParser) -> None:
         default="ops",
         help="ops: the ops compiled for a GPU that is not there, kernels beside XLA (the default; needs the extra "
         "inspect); parity: every output and gradient against float64, kernels and XLA side by side; model: a whole "
-        "training step compiled, kernels on and off; rotary: queries and keys in a pass of their own or inside "
-        "the attention kernels; tiles: other tiles for the attention kernels; toeplitz: complex_ema on tensor cores, "
-        "which is not what the kernels do (all four need the extra too)",
+        "training step compiled, kernels on and off; inference: prefill and a decoding step, the same; rotary: queries "
+        "and keys in a pass of their own or inside the attention kernels; tiles: other tiles for attention; "
+        "toeplitz: complex_ema on tensor cores, which is not what the kernels do (all five need the extra too)",
     )
     inspect.add_argument(
         "--target",
         nargs="+",
         choices=TARGETS,
         metavar="SM",
-        help=f"ops, model: GPUs to compile for, of {', '.join(TARGETS)} (default: {' '.join(inspect_ops.TARGETS)})",
+        help=f"ops, model, inference: GPUs to compile for, of {', '.join(TARGETS)} "
+        f"(default: {' '.join(inspect_ops.TARGETS)})",
     )
     inspect.add_argument(
         "--spec",

@@ -66,10 +66,11 @@ def _steps(target: str) -> dict[str, dict]:
 def step_figures(target: str) -> StepFigures:
     """Of the step under the implementations in force."""
     function, arguments = training_step(CONFIG, BATCH, LENGTH)
-    return _figures(compile_program(function, *arguments, target=target, kernels="none"))
+    return figures(compile_program(function, *arguments, target=target, kernels="none"))
 
 
-def _figures(compiled: Program) -> StepFigures:
+def figures(compiled: Program) -> StepFigures:
+    """Of any compiled program."""
     launches, moved = Counter[str](), Counter[str]()
     for launch in compiled.traffic.launches:
         kind = launch.kernel if launch.kind == "pallas" else launch.kind

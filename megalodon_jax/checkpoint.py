@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from megalodon_jax.config import MegalodonConfig
+from megalodon_jax.files import flush, pending, read_tensors, write_pending
 from megalodon_jax.model import MegalodonForCausalLM
 from megalodon_jax.parameters import named_parameters
 
@@ -42,26 +42,23 @@ def save_checkpoint(model: MegalodonForCausalLM, folder: str | os.PathLike) -> N
     folder, config = Path(folder), model.config.to_json()
     parameters = named_parameters(model)
     _require_match(f"cannot save to {folder}", _signature(parameters), _signature(_skeleton(model.config)[1]))
-    tensors = {name: np.ascontiguousarray(leaf).reshape(leaf.shape) for name, leaf in parameters.items()}
+    tensors = {name: np.asarray(leaf) for name, leaf in parameters.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    new_weights, new_config = _pending(folder / WEIGHTS), _pending(folder / CONFIG)
+    new_weights, new_config = pending(folder / WEIGHTS), pending(folder / CONFIG)
     if _is_interrupted(folder):
         os.replace(new_config, folder / CONFIG)
     try:
         new_config.write_text(config, encoding="utf-8")
-        save_file(tensors, new_weights, metadata={"format": "flax", "config": config})
-        _flush(new_config)
-        _flush(new_weights)
+        flush(new_config)
+        write_pending(folder / WEIGHTS, tensors, {"format": "flax", "config": config})
         os.replace(new_weights, folder / WEIGHTS)
-    except BaseException as error:
+    except BaseException:
         new_weights.unlink(missing_ok=True)
         new_config.unlink(missing_ok=True)
-        if isinstance(error, SafetensorError):  # what a full disk looks like from there
-            raise OSError(f"cannot write {new_weights}: {error}") from error
         raise
-    _flush(folder)
+    flush(folder)
     os.replace(new_config, folder / CONFIG)
-    _flush(folder)
+    flush(folder)
 
 
 def load_checkpoint(folder: str | os.PathLike) -> MegalodonForCausalLM:
@@ -78,14 +75,7 @@ def load_checkpoint(folder: str | os.PathLike) -> MegalodonForCausalLM:
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise FileNotFoundError(f"checkpoint {folder} has no {WEIGHTS}; give a folder that save_checkpoint wrote")
-    try:
-        with safe_open(weights, framework="np") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
-        size = weights.stat().st_size
-        raise ValueError(
-            f"{weights} ({size} bytes) is not a whole safetensors file: {error}; copy or save it again"
-        ) from error
+    tensors, _ = read_tensors(weights)
     config = _read_config(folder)
     skeleton, shapes = _skeleton(config)
     _require_match(f"{weights} does not fit its config", _signature(tensors), _signature(shapes))
@@ -98,7 +88,7 @@ def holds_checkpoint(folder: str | os.PathLike) -> bool:
 
 
 def _read_config(folder: Path) -> MegalodonConfig:
-    path = _pending(folder / CONFIG) if _is_interrupted(folder) else folder / CONFIG
+    path = pending(folder / CONFIG) if _is_interrupted(folder) else folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {folder} has no {CONFIG}; give a folder that save_checkpoint wrote")
     try:
@@ -109,7 +99,7 @@ def _read_config(folder: Path) -> MegalodonConfig:
 
 def _is_interrupted(folder: Path) -> bool:
     """Do the weights in `folder` belong to a config that has not been moved to its place yet?"""
-    waiting = _pending(folder / CONFIG)
+    waiting = pending(folder / CONFIG)
     if not waiting.is_file():
         return False
     try:
@@ -144,15 +134,3 @@ def _require_match(what: str, given: Signature, expected: Signature) -> None:
     if problems:
         rest = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(f"{what}: {'; '.join(problems[:3])}{rest}; use the config and the weights of one model")
-
-
-def _pending(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

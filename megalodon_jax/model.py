@@ -22,9 +22,10 @@ from megalodon_jax.layers.dropout import require_dropout_key, split
 from megalodon_jax.layers.feedforward import NormalizedFFN
 from megalodon_jax.layers.timestep_norm import TimestepNorm
 from megalodon_jax.ops import matmul_3d_weight
+from megalodon_jax.padding import tokens_first
 from megalodon_jax.types import LayerCache, ModelCache
 from megalodon_jax.utils import get_initializer
-from megalodon_jax.validation import check_ids, check_mask, require, require_in_range
+from megalodon_jax.validation import check_ids, check_mask, is_all_true, require, require_in_range, require_room
 
 
 class MegalodonBlock(eqx.Module):
@@ -82,6 +83,11 @@ class MegalodonBlock(eqx.Module):
         return self.ffn(middle, x, deterministic, ffn_key, scale=scale), new_cache
 
 
+@eqx.filter_checkpoint
+def _rematerialised(layer: MegalodonBlock, *args, **kwargs):
+    return layer(*args, **kwargs)
+
+
 class MegalodonModel(eqx.Module):
     """Embedding, blocks and final norm."""
 
@@ -111,38 +117,49 @@ class MegalodonModel(eqx.Module):
         *,
         segment_ids: Int[Array, "B L"] | None = None,
         position_ids: Int[Array, "B L"] | None = None,
+        detach_cache: bool = True,
         checks: bool = False,
     ) -> tuple[Float[Array, "B L D"], ModelCache | None]:
-        """Hidden states [B, L, D] in compute_dtype and, if asked for, the new cache (gradients stopped).
+        """Hidden states [B, L, D] in compute_dtype and, if asked for, the new cache.
+
+        Without cache and `return_cache` attention is block-diagonal over chunks counted from index 0, in every mode of
+        the cache. A call with one of them streams: it gives what one call on the whole stream would have given.
 
         Args:
             input_ids: token ids in [0, vocab_size).
             attention_mask: True = valid. Masked tokens do not update the norms' statistics, enter the EMA as zero, and
-                are not attended. Not with a cache, unless all True.
+                are not attended. In a streaming call they are not there at all, wherever they stand: each row gives
+                what its own tokens would give alone, and hidden states of masked tokens mean nothing.
             cache: state of the tokens before these.
-            return_cache: also return the state after these tokens; layer states only with `deterministic`.
+            return_cache: also return the state after these tokens; of layers only with `deterministic`, or with
+                `detach_cache=False`.
             deterministic: False turns dropout on (and, with config.use_checkpoint, rematerialisation).
             key: PRNG key for dropout.
             segment_ids: packed documents, 0 = padding; every run is computed as if alone. Not with a cache.
             position_ids: rotary positions; run-local by default.
+            detach_cache: False keeps gradients through the cache, given and returned, and returns it in training too:
+                backpropagation through time, as far as calls are chained in one differentiated function.
             checks: check values inside traced code too (host callbacks).
 
         Raises:
-            ValueError: wrong shape, empty input, token id out of range, cache that does not fit, padding or
-                segment_ids with a cache, dropout without a key.
+            ValueError: wrong shape, empty input, token id out of range, cache that does not fit or whose counters the
+                tokens would overflow, segment_ids with a cache, dropout without a key.
             TypeError: input_ids not integer or attention_mask not bool.
         """
         config = self.config
         require_dropout_key((config.dropout, config.attention_dropout, config.hidden_dropout), deterministic, key)
-        input_ids = self._checked(
-            input_ids, attention_mask, cache, return_cache, deterministic, segment_ids, position_ids, checks
+        input_ids, attention_mask = self._checked(
+            input_ids, attention_mask, cache, return_cache, segment_ids, position_ids, checks
         )
         segment_ids, position_ids = (
             None if a is None else jnp.asarray(a, jnp.int32) for a in (segment_ids, position_ids)
         )
-        x = self._embed(input_ids)
         caches = (None,) * len(self.layers) if cache is None else cache.layer_caches
-        keep = return_cache and deterministic
+        keep = return_cache and (deterministic or not detach_cache)
+        restore = None
+        if attention_mask is not None and (cache is not None or keep):
+            input_ids, attention_mask, restore = tokens_first(input_ids, attention_mask)
+        x = self._embed(input_ids)
         rematerialise = config.use_checkpoint and not deterministic
         new_caches = []
         scanned = self.config.scan_layers and cache is None and not return_cache and len(self.layers) > 1
@@ -151,19 +168,19 @@ class MegalodonModel(eqx.Module):
         for layer, layer_cache, layer_key in (
             () if scanned else zip(self.layers, caches, split(key, len(self.layers)), strict=True)
         ):
-            if rematerialise:
-                x, new = _checkpointed(layer, x, attention_mask, layer_key, segment_ids, position_ids), None
-            else:
-                x, new = layer(
-                    x, layer_cache, attention_mask, keep, deterministic, layer_key,
-                    segment_ids=segment_ids, position_ids=position_ids,
-                )  # fmt: skip
+            run = _rematerialised if rematerialise else MegalodonBlock.__call__
+            x, new = run(
+                layer, x, layer_cache, attention_mask, keep, deterministic, layer_key,
+                segment_ids=segment_ids, position_ids=position_ids,
+            )  # fmt: skip
             new_caches.append(new)
         final = None if cache is None else cache.final_norm
         x, final = self.norm(x, final, attention_mask, segment_ids=segment_ids)
+        x = x if restore is None else restore(x)
         if not return_cache:
             return x, None
-        return x, jax.tree.map(lax.stop_gradient, ModelCache(tuple(new_caches), final))
+        new_cache = ModelCache(tuple(new_caches), final)
+        return x, jax.tree.map(lax.stop_gradient, new_cache) if detach_cache else new_cache
 
     def _scan_layers(self, x, mask, deterministic: bool, key, segment_ids, position_ids):
         """All layers as one scanned block: parameters stacked here, the parameter tree outside as it is."""
@@ -194,8 +211,9 @@ class MegalodonModel(eqx.Module):
             x = jnp.where((input_ids == self.config.pad_token_id)[..., None], 0, x).astype(x.dtype)
         return x.astype(self.config.compute_dtype)
 
-    def _checked(self, ids, mask, cache, return_cache, deterministic, segment_ids, position_ids, checks: bool):
-        """The ids, after every check that shapes, dtypes and (where concrete, or with `checks`) values allow."""
+    def _checked(self, ids, mask, cache, return_cache, segment_ids, position_ids, checks: bool):
+        """The ids and the mask (None if known to be all True), after every check that shapes, dtypes and (where
+        concrete, or with `checks`) values allow."""
         check_ids("input_ids", ids)
         check_mask(mask, ids)
         ids = ids.astype(jnp.int32)
@@ -207,21 +225,13 @@ class MegalodonModel(eqx.Module):
                 raise ValueError(f"{name} cannot be used with a cache: packed documents do not stream")
         ids = require_in_range("input_ids", ids, self.config.vocab_size, checks)
         if segment_ids is not None:
-            # The result carries the check; adding zero times it to the ids keeps it in a traced program.
             message = "segment_ids must not be negative (0 = padding)"
-            ids = ids + 0 * require(segment_ids, lambda s: s < 0, message, checks).astype(jnp.int32)
-        if cache is not None and len(cache.layer_caches) != len(self.layers):
-            raise ValueError(f"Cache has {len(cache.layer_caches)} layer entries, expected {len(self.layers)}")
-        if mask is not None and (cache is not None or (return_cache and deterministic)):
-            message = "Cannot use cache with padding in attention_mask. Pass unpadded tokens, or no cache."
-            ids = ids + 0 * require(mask, lambda m: ~m, message, checks).astype(jnp.int32)
-        return ids
-
-
-@eqx.filter_checkpoint
-def _checkpointed(layer: MegalodonBlock, x, mask, key, segment_ids, position_ids):
-    out, _ = layer(x, None, mask, False, False, key, segment_ids=segment_ids, position_ids=position_ids)
-    return out
+            ids = require(segment_ids, lambda s: s < 0, message, checks, on=ids)
+        if cache is not None:
+            if len(cache.layer_caches) != len(self.layers):
+                raise ValueError(f"Cache has {len(cache.layer_caches)} layer entries, expected {len(self.layers)}")
+            ids = require_room(ids, cache, ids.shape[1], checks)
+        return ids, None if mask is None or is_all_true(mask) else mask
 
 
 class MegalodonForCausalLM(eqx.Module):
@@ -257,14 +267,19 @@ class MegalodonForCausalLM(eqx.Module):
         *,
         segment_ids: Int[Array, "B L"] | None = None,
         position_ids: Int[Array, "B L"] | None = None,
+        detach_cache: bool = True,
         checks: bool = False,
     ) -> tuple[Float[Array, "B L V"], ModelCache | None]:
         """Logits [B, L, output_size] in compute_dtype, and the new cache; arguments as in `MegalodonModel`."""
         hidden, new_cache = self.model(
             input_ids, attention_mask, cache, return_cache, deterministic, key,
-            segment_ids=segment_ids, position_ids=position_ids, checks=checks,
+            segment_ids=segment_ids, position_ids=position_ids, detach_cache=detach_cache, checks=checks,
         )  # fmt: skip
-        return self._head()(hidden), new_cache
+        return self.head(hidden), new_cache
+
+    def head(self, hidden: Float[Array, "*L D"]) -> Float[Array, "*L V"]:
+        """Logits of hidden states, in compute_dtype."""
+        return self._head()(hidden)
 
     def _head(self) -> Callable[[Array], Array]:
         """hidden [..., D] -> logits [..., V]; the weight is cast here, once, however often the result is called."""

@@ -1,10 +1,9 @@
 """Streaming state of a model as pytree dataclasses; every field is a child, no field is static."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Complex64, Float, Float32, Int32
+from jaxtyping import Array, Bool, Complex64, Float, Float32, Int32
 
 
 def _pytree(cls):
@@ -31,11 +30,14 @@ def _pytree(cls):
 @_pytree
 @dataclass
 class AttentionCache:
-    """Ring buffer of S rotated keys and values; position t sits in slot t mod S; `count` tokens seen ever."""
+    """Ring buffer of S rotated keys and values; position t of a row sits in slot t mod S.
+
+    `count` is how many tokens each row has seen: the position of its next one.
+    """
 
     k: Float[Array, "B S H K"]
     v: Float[Array, "B S H V"]
-    count: Int32[Array, ""]
+    count: Int32[Array, " B"]
 
 
 @_pytree
@@ -64,7 +66,7 @@ class LayerCache:
     attn: AttentionCache | None = None
     norm: NormState | None = None
     ema: EMAState | None = None
-    position: Int32[Array, ""] = field(default_factory=lambda: jnp.zeros((), jnp.int32))
+    position: Int32[Array, " B"] | None = None
 
 
 @_pytree
@@ -74,3 +76,13 @@ class ModelCache:
 
     layer_caches: tuple[LayerCache | None, ...]
     final_norm: NormState | None = None
+
+
+@_pytree
+@dataclass
+class GenerationState:
+    """Where generation stopped: the cache after all tokens, logits of the next one, and which rows have ended."""
+
+    cache: ModelCache
+    logits: Float32[Array, "B V"]
+    finished: Bool[Array, " B"]

@@ -12,6 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from megalodon_jax.types import ModelCache
+
+MOST_TOKENS = 2**31 - 1  # counters are int32
+
 
 def check_ids(name: str, ids, *, like=None) -> None:
     """Integer array [batch, length], not empty, and of the shape of `like` if given.
@@ -47,21 +51,42 @@ def check_mask(mask, like) -> None:
         raise ValueError(f"attention_mask must have the shape of input_ids {like.shape}, got {mask.shape}")
 
 
-def require(array: jax.Array, bad: Callable, message: str, checks: bool) -> jax.Array:
-    """`array`, or an error if the element-wise predicate `bad(array)` holds anywhere.
+def require(array: jax.Array, bad: Callable, message: str, checks: bool, *, on: jax.Array | None = None) -> jax.Array:
+    """`array`, or `on` if given, or an error if the element-wise predicate `bad(array)` holds anywhere.
+
+    In a traced program it is the use of the result that raises the error.
 
     Raises:
         ValueError: concrete and bad. Traced values raise at run time, and only with `checks`.
     """
+    result = array if on is None else on
     if isinstance(array, Tracer):
-        return eqx.error_if(array, bad(array), message) if checks else array
+        return eqx.error_if(result, bad(array), message) if checks else result
     # NumPy, because inside a trace even concrete values would be staged by jnp.
     if np.any(bad(np.asarray(array))):
         raise ValueError(message)
-    return array
+    return result
 
 
 def require_in_range(name: str, ids: jax.Array, size: int, checks: bool) -> jax.Array:
     """`ids`, or an error if one of them is outside [0, size)."""
     message = f"{name} contain out-of-bounds values. Valid range: [0, {size})"
     return require(ids, lambda a: (a < 0) | (a >= size), message, checks)
+
+
+def require_room(ids: jax.Array, cache: ModelCache, more: int, checks: bool) -> jax.Array:
+    """`ids` [B, L], or an error if a counter of the cache would overflow by so many more tokens."""
+    counters = [layer.attn.count for layer in cache.layer_caches if layer is not None and layer.attn is not None]
+    counters += [] if cache.final_norm is None else [cache.final_norm.count]
+    most = MOST_TOKENS - more
+    for count in counters:
+        if count.shape != ids.shape[:1]:
+            raise ValueError(f"the cache has counts of shape {count.shape}, input_ids have shape {ids.shape}")
+        message = f"the stream is full: {more} more tokens would pass 2^31 - 1, the largest position"
+        ids = require(count, lambda c: c > most, message, checks, on=ids)
+    return ids
+
+
+def is_all_true(mask) -> bool:
+    """Is it known that `mask` is True everywhere?"""
+    return not isinstance(mask, Tracer) and bool(np.all(np.asarray(mask)))

@@ -35,12 +35,14 @@ class Implementation:
         run: `run(plan, *args, **kwargs)`.
         refuse: `refuse(settings, *args, **kwargs)`, the reason why it cannot run, or None.
         launches: `launches(settings, *args, **kwargs)`, the kernels it launches.
+        pays: `pays(*args, **kwargs)`, whether it is worth it where nobody asks for it.
     """
 
     name: str
     run: Callable
     refuse: Callable[..., str | None]
     launches: Callable[..., tuple[Launch, ...]]
+    pays: Callable[..., bool]
 
     def plan(self, settings: _settings.Settings, portable: bool, *args, **kwargs) -> Plan:
         """Everything about a call that is decided at op entry."""
@@ -50,12 +52,12 @@ class Implementation:
 
 def reference_implementation(function: Callable) -> Implementation:
     """The pure-jnp function: never refuses, launches no kernel."""
-    return Implementation("xla", lambda plan, *args, **kwargs: function(*args, **kwargs), _none, _nothing)
+    return Implementation("xla", lambda plan, *args, **kwargs: function(*args, **kwargs), _none, _nothing, _always)
 
 
 @dataclass(frozen=True)
 class Op:
-    """An op: validation and its implementations; None takes the first that does not refuse."""
+    """An op: validation and its implementations; None takes the first that does not refuse and pays."""
 
     name: str
     check: Callable[..., None]
@@ -95,7 +97,7 @@ class Op:
         refusals = self.refusals(*args, **kwargs)
         present = {i.name: i for i in self.implementations}
         if asked is None:
-            return self._best(refusals)
+            return self._best(refusals, *args, **kwargs)
         names = (asked,) if isinstance(asked, str) else asked
         for name in names:
             if refusals[name] is None:
@@ -105,11 +107,11 @@ class Op:
             self.name, " or ".join(names), reason, 'Use implementation=None or "xla", or see explain().'
         )
 
-    def _best(self, refusals) -> Implementation:
-        chosen = next(i for i in self.implementations if refusals[i.name] is None)
-        if chosen.name == "xla":
+    def _best(self, refusals, *args, **kwargs) -> Implementation:
+        able = [i for i in self.implementations if refusals[i.name] is None]
+        if able[0].name == "xla":
             fall_back(self.name, str(refusals["triton"]))
-        return chosen
+        return next(i for i in able if i.pays(*args, **kwargs))
 
 
 def fall_back(op: str, reason: str) -> None:
@@ -130,6 +132,10 @@ def on_gpu(settings: _settings.Settings) -> bool:
 
 def _none(*args, **kwargs) -> None:
     pass
+
+
+def _always(*args, **kwargs) -> bool:
+    return True
 
 
 def _nothing(*args, **kwargs) -> tuple[Launch, ...]:

@@ -60,7 +60,13 @@ def explain(op, *args, implementation=None, **kwargs) -> Explanation:
     rows = (
         Row(name, False, False, refusal)
         if refusal
-        else Row(name, True, name == chosen, "", present[name].launches(settings, *args, **kwargs))
+        else Row(
+            name,
+            True,
+            name == chosen,
+            "" if present[name].pays(*args, **kwargs) else "for one token xla is the better one",
+            present[name].launches(settings, *args, **kwargs),
+        )
         for name, refusal in entry.refusals(*args, **kwargs).items()
     )
     return Explanation(entry.name, tuple(rows))

@@ -72,11 +72,13 @@ def complex_ema(
     if h0 is None:
         # Zero made from the inputs, so that under shard_map it varies over the same mesh axes as they do.
         h0 = jnp.zeros_like(inputs[:, 0, :, None] * p).astype(q.dtype)
-    if segment_ids is None:
-        if x.shape[1] == 1:
-            y, h = _step(inputs, p, q, gamma, h0)
-        else:
-            y, h = _chunked(inputs, p, q, gamma, h0)
+    if x.shape[1] == 1:
+        y, h = _step(inputs, p, q, gamma, h0)
+        if segment_ids is not None:
+            assert valid is not None
+            h = jnp.where(valid[:, :, None], h, h0)
+    elif segment_ids is None:
+        y, h = _chunked(inputs, p, q, gamma, h0)
     else:
         assert valid is not None
         y, h = _packed(inputs, p, q, gamma, h0, state_resets(segment_ids), valid, return_state)

@@ -3,9 +3,15 @@ of RoFormer, arXiv 2104.09864).
 
     n = z / sqrt(mean(z^2) + eps)        q, k = rotate(n scale[i] + shift[i], positions),   i = 0, 1
 
-Float32 throughout, rounded once at the end.
+Float32 throughout, rounded once at the end. In float32 position times frequency would be wrong by 0.03 at a million, so
+the position is cut into digits, position = sum_d digit_d 256^d, and
+
+    angle = sum_d digit_d ((256^d base^(-2 j / K)) mod 2 pi)
+
+which is wrong by 2e-4 at most, wherever the stream is. Up to position 255 it is the same product as ever.
 """
 
+from collections.abc import Iterable
 from functools import partial
 
 import jax
@@ -14,10 +20,26 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int
 
+_BITS, _DIGITS = 8, 4  # of an int32
+
 
 def inv_freq(depth: int, base: float) -> np.ndarray:
-    """base^(-2 j / depth), j = 0 .. depth / 2 - 1, in float32."""
-    return np.exp(np.arange(depth // 2) * (-2.0 * np.log(base) / depth)).astype(np.float32)
+    """base^(-2 j / depth), j = 0 .. depth / 2 - 1, in float64."""
+    return np.exp(np.arange(depth // 2) * (-2.0 * np.log(base) / depth))
+
+
+def digit_angles(depth: int, base: float) -> np.ndarray:
+    """What a unit of each digit turns by, [digits, depth / 2] float32 in [-pi, pi)."""
+    units = 2.0 ** (_BITS * np.arange(_DIGITS)[:, None]) * inv_freq(depth, base)
+    return (np.remainder(units + np.pi, 2 * np.pi) - np.pi).astype(np.float32)
+
+
+def angles(positions: Int[Array, "*T"], of_digits: Iterable[Float32[Array, " S"]]) -> Float32[Array, "*T S"]:
+    """The angles of int32 positions, modulo 2 pi; `of_digits` are the rows of `digit_angles`."""
+    digits = [(positions >> (_BITS * d)) & (2**_BITS - 1) for d in range(_DIGITS - 1)]
+    digits.append(positions >> (_BITS * (_DIGITS - 1)))  # keeps the sign
+    parts = [digit.astype(jnp.float32)[..., None] * unit for digit, unit in zip(digits, of_digits, strict=True)]
+    return sum(parts[1:], parts[0])
 
 
 def rotate(
@@ -27,7 +49,7 @@ def rotate(
 
     In float32, rounded to the dtype of z.
     """
-    angle = positions.astype(jnp.float32)[..., None, None] * inv_freq(z.shape[-1], base)
+    angle = angles(positions.astype(jnp.int32), map(jnp.asarray, digit_angles(z.shape[-1], base)))[..., None, :]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     wide = z.astype(jnp.float32)
     a, b = (wide[..., 0::2], wide[..., 1::2]) if interleaved else jnp.split(wide, 2, axis=-1)

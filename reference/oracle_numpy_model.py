@@ -3,7 +3,9 @@ r"""The whole model in float64 NumPy, from a dict of parameters by name; ops fro
     block   x -> x + a FFN(LayerNorm(x + attention_half(x)))
     loss    mean over valid targets of logsumexp(logits[t-1]) - logits[t-1, target[t]]
 
-Masks and documents follow the JAX library: masked inputs enter the EMA as zero.
+Masks and documents follow the JAX library: masked inputs enter the EMA as zero. With `first_key`, the rule of a stream,
+the query at t sees the keys first_key(t) .. t: t - t % C for chunks (which gives the same as without), or
+max(t - W + 1, 0) where a window of W keys slides.
 """
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from reference import oracle_numpy as ops
 
 
-def logits(parameters, config, input_ids, attention_mask=None, segment_ids=None):
+def logits(parameters, config, input_ids, attention_mask=None, segment_ids=None, *, first_key=None):
     """[B, L, output_size]; `config` is anything with the fields of MegalodonConfig."""
     p = {name.removeprefix("model."): np.asarray(value, np.float64) for name, value in parameters.items()}
     tokens = {"mask": attention_mask, "segment_ids": segment_ids}
@@ -22,7 +24,7 @@ def logits(parameters, config, input_ids, attention_mask=None, segment_ids=None)
     if config.pad_token_id is not None:
         x = np.where((ids == config.pad_token_id)[..., None], 0.0, x)
     for layer in range(config.num_layers):
-        x = _block(_under(p, f"layers.{layer}."), config, layer, x, tokens)
+        x = _block(_under(p, f"layers.{layer}."), config, layer, x, tokens, first_key)
     x = _timestep_norm(_under(p, "norm."), config, x, tokens)
     return x @ p.get("lm_head.weight", p["embed.weight"]).T
 
@@ -49,12 +51,12 @@ def _under(p, prefix):
     return {name.removeprefix(prefix): value for name, value in p.items() if name.startswith(prefix)}
 
 
-def _block(p, config, layer, x, tokens):
-    middle = x + _attention_half(_under(p, "attn."), config, x, tokens)
+def _block(p, config, layer, x, tokens, first_key):
+    middle = x + _attention_half(_under(p, "attn."), config, x, tokens, first_key)
     return x + _feed_forward(_under(p, "ffn."), config, layer, middle)
 
 
-def _attention_half(p, config, x, tokens):
+def _attention_half(p, config, x, tokens, first_key):
     batch, length, _ = x.shape
     heads = (batch, length, config.num_heads, -1)
     normed = _timestep_norm(_under(p, "timenorm."), config, x, tokens)
@@ -66,9 +68,23 @@ def _attention_half(p, config, x, tokens):
     positions = _positions(tokens["segment_ids"], batch, length)
     q, k = (_rotate(z * scale[i] + shift[i], positions, config.rope_base or 10000.0) for i in range(2))
     v = _silu(_linear(p, "wv", normed)).reshape(heads)
-    o = ops.chunked_attention(q, k, v, chunk_size=config.chunk_size, **tokens).reshape(batch, length, -1)
+    if first_key is None:
+        o = ops.chunked_attention(q, k, v, chunk_size=config.chunk_size, **tokens)
+    else:
+        o = _attention(q, k, v, first_key)
+    o = o.reshape(batch, length, -1)
     gate = _silu(_linear(p, "wr", mean))
     return _linear(p, "wh1", mean) + _linear(p, "wh2", o * gate)
+
+
+def _attention(q, k, v, first_key):
+    o = np.zeros((*q.shape[:3], v.shape[-1]))
+    for t in range(q.shape[1]):
+        seen = slice(first_key(t), t + 1)
+        scores = np.einsum("bhd,bjhd->bhj", q[:, t], k[:, seen])
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        o[:, t] = np.einsum("bhj,bjhe->bhe", weights / weights.sum(-1, keepdims=True), v[:, seen])
+    return o
 
 
 def _feed_forward(p, config, layer, x):

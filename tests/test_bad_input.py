@@ -68,6 +68,13 @@ def test_traced_values_are_checked_only_on_request():
         jax.block_until_ready(run(model, IDS.at[0, 0].set(64), True))
 
 
+@pytest.mark.thorough
+def test_traced_segment_ids_are_checked_on_request():
+    run = eqx.filter_jit(lambda m, segments: m(IDS, segment_ids=segments, checks=True)[0])
+    with pytest.raises(Exception, match="must not be negative"):
+        jax.block_until_ready(run(models.build(num_layers=1), jnp.full(IDS.shape, -1)))
+
+
 def test_layers():
     with pytest.raises(ValueError, match="even head dimension"):
         RotaryEmbedding(7)

@@ -121,7 +121,7 @@ def test_crash_while_writing_leaves_the_old_checkpoint(saved, monkeypatch):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("megalodon_jax.checkpoint.save_file", full)
+        patch.setattr("megalodon_jax.files.save_file", full)
         with pytest.raises(OSError, match="no space"):
             save_checkpoint(make_model(1), folder)
     assert sorted(os.listdir(folder)) == [CONFIG, WEIGHTS]
@@ -132,7 +132,7 @@ def test_full_disk_is_an_os_error(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr("megalodon_jax.checkpoint.save_file", full)
+    monkeypatch.setattr("megalodon_jax.files.save_file", full)
     with pytest.raises(OSError, match=r"cannot write .*No space left"):
         save_checkpoint(make_model(), tmp_path)
     assert os.listdir(tmp_path) == []

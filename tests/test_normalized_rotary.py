@@ -8,6 +8,7 @@ import pytest
 from pallas_kernels import normalized_rotary, normalized_rotary_attention
 from reference import oracle_numpy
 from reference import oracle_numpy_rotary as oracle
+from reference.normalized_rotary import angles, digit_angles, inv_freq
 from tests import cases
 from tests.tolerance import assert_close
 
@@ -28,11 +29,11 @@ def test_values_and_gradients(rows, interleaved):
     (q, k), pullback = jax.vjp(op, *map(jnp.asarray, given))
     expected = oracle.normalized_rotary(*given, **fixed)
     for name, value, right in zip("qk", (q, k), expected, strict=True):
-        assert_close(name, value, right, units=30)  # angles of 900 are rounded
+        assert_close(name, value, right, units=60)  # angles of 900 are rounded
     dq, dk = (cases.normal(r, *q.shape) for _ in range(2))
     gradients = oracle.normalized_rotary_vjp(*given, **fixed, dq=dq, dk=dk)
     for (name, right), value in zip(gradients.items(), pullback((jnp.asarray(dq), jnp.asarray(dk))), strict=True):
-        assert_close(f"d{name}", value, right, units=30)
+        assert_close(f"d{name}", value, right, units=60)
 
 
 def test_the_adjoint_is_the_derivative():
@@ -53,6 +54,17 @@ def test_the_adjoint_is_the_derivative():
             [*given[:number], given[number] + move, *given[number + 1 :]] for move in (1e-6 * step, -1e-6 * step)
         )
         np.testing.assert_allclose((loss(*there) - loss(*back)) / 2e-6, (gradient * step).sum(), rtol=1e-6)
+
+
+def test_angles_at_any_position():
+    """In float32 position times frequency is wrong by 0.03 at a million, and means nothing at the end of int32."""
+    few = np.arange(2048)
+    any_ = np.concatenate([few, -few, cases.rng(2).integers(-(2**31), 2**31, 2000), [2**31 - 1, 10**6]])
+    for positions, bound in ((few, 2.5e-5), (any_, 2e-4)):
+        of_digits = map(jnp.asarray, digit_angles(256, 1e4))
+        found = np.asarray(angles(jnp.asarray(positions, jnp.int32), of_digits), np.float64)
+        wrong = found - positions[:, None] * inv_freq(256, 1e4)
+        assert np.abs(np.remainder(wrong + np.pi, 2 * np.pi) - np.pi).max() < bound
 
 
 @pytest.mark.parametrize("kind", cases.KINDS)

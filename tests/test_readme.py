@@ -1,17 +1,33 @@
-"""The Python blocks of the README run."""
+"""The Python blocks of the README and of docs/inference.md run."""
 
 import re
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+import pytest
+
+ROOT = Path(__file__).parents[1]
 
 
-def test_python_blocks(capsys):
+def run(file: str, count: int) -> dict:
+    """Names after the `count` blocks of a file."""
     names = {}
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 3
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), flags=re.DOTALL)
+    assert len(blocks) == count
     for block in blocks:
-        exec(compile(block, "README", "exec"), names)
+        exec(compile(block, file, "exec"), names)
+    return names
+
+
+@pytest.mark.thorough
+def test_inference():
+    names = run("docs/inference.md", 1)
+    assert names["logits"].shape == (2, 256)
+    assert names["more"].shape == (2, 5)
+    assert names["state"].cache.final_norm.count.tolist() == [25, 21]
+
+
+def test_readme(capsys):
+    names = run("README.md", 3)
     assert names["logits"].shape == (1, 1, 256)
     assert names["state"].shape == (2, 8, 4)
     printed = capsys.readouterr().out

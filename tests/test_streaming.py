@@ -1,44 +1,33 @@
-"""Caches and generation: however a stream is cut into calls the result is that of one call."""
+"""Streams: however one is cut into calls, the result is that of one call, and of each row alone."""
 
 import dataclasses
-import math
 
 import equinox as eqx
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
-from megalodon_jax import (
-    MegalodonForCausalLM,
-    generate,
-    generate_jit,
-    greedy_token,
-    index_cache,
-    init_cache,
-    sample_token,
-    trim_cache,
-)
+from bench import parity
+from megalodon_jax import MegalodonForCausalLM, index_cache, init_cache, trim_cache
+from megalodon_jax.inference import decode_step
 from megalodon_jax.parameters import map_parameters, named_parameters
-from tests import models
-from tests.tolerance import MODEL_RELATIVE, assert_close, errors
+from tests import kernel_parity, models, streams
+from tests.streams import MODES, step, stream
+from tests.tolerance import MODEL_RELATIVE, assert_close, assert_policy, errors
 
-MODES = {"chunk-local": {}, "sliding": {"max_cache_len": 11}, "unbounded": {"cache_unbounded": True}}
-step = eqx.filter_jit(lambda model, ids, cache: model(ids, cache=cache, return_cache=True))
+LENGTH = 40  # five chunks
 
 
-def stream(model, ids, pieces, cache=None):
-    outputs, start = [], 0
-    for length in pieces:
-        logits, cache = step(model, ids[:, start : start + length], cache)
-        outputs.append(logits)
-        start += length
-    assert start == ids.shape[1]
-    return jnp.concatenate(outputs, axis=1), cache
+def fresh(model, batch: int):
+    """A cache that is the same program for the first call as for the others."""
+    return init_cache(model.config, batch, allocate_kv=True, allocate_norm=True, allocate_ema=True)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("pieces", [(21,), (5, 16), (1,) * 5 + (16,), (16,) + (1,) * 5])
+@pytest.mark.parametrize("pieces", kernel_parity.first([(5, 16), (21,), (1,) * 5 + (16,), (16,) + (1,) * 5], 1))
 def test_any_cut_matches_torch_in_one_call(mode, pieces, torch_oracle):
     import torch
 
@@ -48,7 +37,7 @@ def test_any_cut_matches_torch_in_one_call(mode, pieces, torch_oracle):
         truth, _ = twin(torch.tensor(np.asarray(ids), dtype=torch.long), use_cache=True)
     logits, cache = stream(model, ids, pieces)
     assert errors(logits, truth.numpy())[0] < MODEL_RELATIVE
-    assert int(cache.layer_caches[0].attn.count) == int(cache.layer_caches[1].position) == 21
+    assert cache.layer_caches[0].attn.count.tolist() == cache.layer_caches[1].position.tolist() == [21, 21]
 
 
 def test_chunk_local_streaming_is_the_training_forward():
@@ -56,7 +45,89 @@ def test_chunk_local_streaming_is_the_training_forward():
     assert_close("logits", stream(model, ids, (5, 16))[0], model(ids)[0])
 
 
-def test_decoding_does_not_recompile():
+def cuts(check):
+    """Call `check` with lengths of pieces, of which there are few, that make at most LENGTH tokens."""
+    pieces = st.lists(st.sampled_from((1, 8, 13)), min_size=LENGTH, max_size=LENGTH)
+
+    @hypothesis.given(pieces.map(lambda all_: all_[: np.searchsorted(np.cumsum(all_), LENGTH, side="right")]))
+    @hypothesis.settings(max_examples=20, deadline=None)
+    def law(pieces):
+        check(pieces)
+
+    law()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_any_cut_is_the_float64_model(mode):
+    model, ids = models.build(num_layers=1, **MODES[mode]), models.ids(2, LENGTH)
+    expected, start = streams.truth(mode, 2, LENGTH, num_layers=1), fresh(model, 2)
+
+    def check(pieces):
+        length = sum(pieces)
+        logits, cache = stream(model, ids[:, :length], pieces, start)
+        assert_close("logits", logits, expected[:, :length], units=300)
+        assert cache.layer_caches[0].attn.count.tolist() == [length] * 2
+
+    cuts(check)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("mode", MODES)
+def test_any_cut_is_one_call_in_bfloat16(mode):
+    """By the policy for kernels: errors of any cut beside those of one call."""
+    model, ids = models.build(num_layers=1, compute_dtype="bfloat16", **MODES[mode]), models.ids(2, LENGTH)
+    expected, start = streams.truth(mode, 2, LENGTH, num_layers=1), fresh(model, 2)
+    whole, _ = step(model, ids, start)
+
+    def check(pieces):
+        length = sum(pieces)
+        logits, _ = stream(model, ids[:, :length], pieces, start)
+        assert_policy(
+            *parity.compare_values(*({"logits": np.asarray(a[:, :length])} for a in (expected, logits, whole)))
+        )
+
+    cuts(check)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_row_is_as_if_alone(mode):
+    """Tokens may be missing anywhere in a call: rows are then at different positions, each in a chunk of its own."""
+    model, ids = models.build(num_layers=1, **MODES[mode]), np.asarray(models.ids(3, LENGTH))
+    expected = streams.truth(mode, 3, LENGTH, num_layers=1)
+    start = fresh(model, 3)
+    masks = st.lists(st.lists(st.booleans(), min_size=24, max_size=24), min_size=5, max_size=5)
+
+    @hypothesis.given(masks)
+    @hypothesis.settings(max_examples=20, deadline=None)
+    def check(masks):
+        seen, cache = np.zeros(3, int), start
+        for mask in np.asarray(masks).reshape(5, 3, 8):
+            given = np.full(mask.shape, 63)  # what is masked may be anything
+            for row in range(3):
+                given[row, mask[row]] = ids[row, seen[row] : seen[row] + mask[row].sum()]
+            logits, cache = step(model, jnp.asarray(given), cache, jnp.asarray(mask))
+            for row in range(3):
+                right = expected[row, seen[row] : seen[row] + mask[row].sum()]
+                if right.size:
+                    assert_close("logits", logits[row, mask[row]], right, units=300)
+            seen += mask.sum(1)
+            assert cache.layer_caches[0].attn.count.tolist() == cache.final_norm.count.tolist() == seen.tolist()
+
+    check()
+
+
+def test_a_row_without_tokens_stays_as_it_is():
+    model, ids = models.build(num_layers=1), models.ids(2, 13)
+    _, cache = step(model, ids, None)
+    for length in (1, 9):
+        mask = jnp.zeros((2, length), bool).at[1].set(True)
+        _, after = step(model, ids[:, :length], cache, mask)
+        for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(cache), strict=True):
+            np.testing.assert_array_equal(new[0], old[0])
+            assert (np.asarray(new[1]) != np.asarray(old[1])).any()
+
+
+def test_decoding_is_one_program_that_reuses_the_cache():
     model, ids = models.build(num_layers=1), models.ids()
     compiled = []
 
@@ -65,11 +136,14 @@ def test_decoding_does_not_recompile():
         compiled.append(ids.shape)
         return model(ids, cache=cache, return_cache=True)
 
-    cache = init_cache(model.config, 2, allocate_kv=True, allocate_norm=True, allocate_ema=True)
-    _, cache = one(model, ids[:, :1], cache)
+    _, cache = one(model, ids[:, :1], fresh(model, 2))
     for t in range(1, 20):
         _, cache = one(model, ids[:, t : t + 1], cache)
     assert len(compiled) == 1
+    expected, _ = one(model, ids[:, 20:], cache)
+    logits, _ = decode_step(model, ids[:, 20], cache)
+    np.testing.assert_array_equal(logits, expected[:, 0])
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache) if leaf.ndim > 1)
 
 
 def test_initial_caches_are_equivalent():
@@ -80,13 +154,59 @@ def test_initial_caches_are_equivalent():
         assert_close("logits", step(model, ids, cache)[0], truth)
 
 
-def test_cache_leaves_carry_no_gradient_and_training_returns_no_layer_caches():
-    model, ids = models.build(num_layers=1), models.ids(1, 9)
-    loss = lambda m: jnp.sum(m(ids, return_cache=True)[1].final_norm.mean)  # noqa: E731
-    assert all(bool(jnp.all(g == 0)) for g in jax.tree.leaves(eqx.filter_grad(loss)(model)))
-    _, cache = model(ids, return_cache=True, deterministic=False)
+@pytest.mark.thorough
+def test_gradients_through_the_cache():
+    """Stopped unless asked for; then those of two calls are those of one."""
+    model, ids = models.build(num_layers=1), models.ids(1, 21)
+
+    @eqx.filter_jit
+    def gradient(pieces, detach_cache):
+        def loss(model):
+            cache, start, total = None, 0, jnp.float32(0)
+            for length in pieces:
+                piece = ids[:, start : start + length]
+                logits, cache = model(piece, cache=cache, return_cache=True, detach_cache=detach_cache)
+                total, start = total + jnp.sum(jnp.sin(logits)), start + length
+            return total
+
+        return eqx.filter_grad(loss)(model)
+
+    whole, kept, stopped = (
+        named_parameters(gradient(pieces, detach))
+        for pieces, detach in (((21,), False), ((5, 16), False), ((5, 16), True))
+    )
+    for name, value in whole.items():
+        assert_close(name, kept[name], value, units=1000)
+    assert errors(stopped["model.layers.0.attn.wv.weight"], whole["model.layers.0.attn.wv.weight"])[0] > 1e-3
+    state = eqx.filter_grad(lambda m: jnp.sum(m(ids, return_cache=True)[1].final_norm.mean))(model)
+    assert all(bool(jnp.all(g == 0)) for g in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("use_checkpoint", kernel_parity.first([True, False], 1))
+def test_training_returns_the_cache_of_layers_only_undetached(use_checkpoint):
+    model, ids = models.build(num_layers=1, dropout=0.5, use_checkpoint=use_checkpoint), models.ids(1, 9)
+    train = {"return_cache": True, "deterministic": False, "key": jax.random.key(0)}
+    _, cache = model(ids, **train)
     assert cache.layer_caches == (None,)
     assert cache.final_norm is not None
+    logits, cache = model(ids, **train, detach_cache=False)
+    _, again = model(ids, cache=cache, **train, detach_cache=False)
+    assert again.layer_caches[0].attn.count.tolist() == [18]
+    assert errors(logits, step(model, ids, None)[0])[0] > 0.1  # dropout
+
+
+def test_counters_do_not_overflow():
+    model, ids = models.build(num_layers=1), models.ids(2, 9)
+    _, cache = step(model, ids, None)
+    full = jax.tree.map(lambda a: a + (2**31 - 20 - 9) if a.dtype == jnp.int32 else a, cache)
+    _, last = step(model, ids[:, :8], full)
+    assert last.layer_caches[0].attn.count.tolist() == [2**31 - 12] * 2
+    with pytest.raises(ValueError, match="the stream is full"):
+        model(models.ids(2, 20), cache=full)
+    with pytest.raises(Exception, match="the stream is full"):
+        jax.block_until_ready(
+            eqx.filter_jit(lambda m, cache: m(models.ids(2, 20), cache=cache, checks=True))(model, full)
+        )
 
 
 def test_index_and_trim():
@@ -119,14 +239,6 @@ def test_after_a_trim_the_cut_does_not_matter_either(mode):
     assert end.layer_caches[0].attn.k.shape[1] == last.layer_caches[0].attn.k.shape[1] == 3
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_first_token_does_not_depend_on_how_many_follow(mode):
-    model, prompt = models.build(**MODES[mode]), models.ids()
-    one, _, _ = generate(model, prompt, 1, temperature=0.0)
-    two, _, _ = generate(model, prompt, 2, temperature=0.0)
-    np.testing.assert_array_equal(np.asarray(one), np.asarray(two[:, :-1]))
-
-
 def _with_config(model, **changes):
     config = dataclasses.replace(model.config, **changes)
     weights = named_parameters(model)
@@ -136,7 +248,7 @@ def _with_config(model, **changes):
 def _last(cache, slots):
     """The newest `slots` tokens by plain indexing: position t goes from slot t mod 11 to slot t mod `slots`."""
     layer = cache.layer_caches[0]
-    count, rings = int(layer.attn.count), {}
+    count, rings = int(layer.attn.count[0]), {}
     for name in ("k", "v"):
         old = np.asarray(getattr(layer.attn, name))
         new = np.zeros((old.shape[0], slots, *old.shape[2:]), old.dtype)
@@ -158,84 +270,5 @@ def test_a_cache_that_does_not_fit_is_refused(unhooked):
         model(ids, cache=init_cache(models.config(z_dim=32), 2, allocate_kv=True))
     with pytest.raises(ValueError, match="float32, got bfloat16"):
         model(ids, cache=init_cache(model.config, 2, jnp.bfloat16, allocate_kv=True))
-    with pytest.raises(ValueError, match="Cannot use cache with padding"):
-        model(ids, jnp.ones(ids.shape, bool).at[0, 0].set(False), cache=cache)
     with pytest.raises(ValueError, match="segment_ids cannot be used with a cache"):
         model(ids, cache=cache, segment_ids=jnp.ones_like(ids))
-
-
-def test_greedy_generation_is_the_argmax_of_the_uncached_model():
-    model, prompt = models.build(num_layers=1), models.ids(2, 5)
-    ids, cache, key = generate(model, prompt, 7, temperature=0.0, return_cache=True)
-    assert ids.shape == (2, 12)
-    assert key is None
-    for t in range(5, 12):
-        expected = greedy_token(model(ids[:, :t])[0][:, -1]) if t in (5, 9, 11) else ids[:, t]
-        np.testing.assert_array_equal(np.asarray(ids[:, t]), np.asarray(expected))
-    assert int(cache.layer_caches[0].attn.count) == 12
-
-
-def test_sampling_options():
-    model, prompt = models.build(num_layers=1), models.ids(2, 5)
-    options = {"temperature": 0.8, "top_k": 5, "top_p": 0.9}
-    a, _, key = generate(model, prompt, 6, jax.random.key(0), **options)
-    b, _, _ = generate_jit(model, prompt, 6, jax.random.key(0), **options)
-    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    assert not jnp.array_equal(jax.random.key_data(key), jax.random.key_data(jax.random.key(0)))
-    eos = int(a[0, 5])
-    filled, _, _ = generate(model, prompt, 6, jax.random.key(0), eos_token_id=eos, **options)
-    assert np.asarray(filled)[0, 5:].tolist() == [eos] * 6
-    empty, _, _ = generate(model, prompt[:, :0], 2, temperature=0.0)
-    assert np.asarray(empty)[:, 0].tolist() == [1, 1]
-
-
-def test_padded_prompts_for_one_token():
-    model, prompt = models.build(num_layers=1), models.ids(1, 6)
-    mask = jnp.asarray([[True] * 4 + [False] * 2])
-    ids, _, _ = generate(model, prompt, 1, temperature=0.0, attention_mask=mask)
-    alone, _, _ = generate(model, prompt[:, :4], 1, temperature=0.0)
-    assert int(ids[0, -1]) == int(alone[0, -1])
-    with pytest.raises(ValueError, match="padded attention_mask"):
-        generate(model, prompt, 2, temperature=0.0, attention_mask=mask)
-    with pytest.raises(ValueError, match="at least one True"):
-        generate(model, prompt, 1, temperature=0.0, attention_mask=jnp.zeros((1, 6), bool))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"max_new_tokens": -1}, "non-negative"),
-        ({"max_new_tokens": 0}, "> 0"),
-        ({"key": None}, "key is required"),
-        ({"temperature": -1.0}, "temperature must be >= 0"),
-        ({"top_k": -1}, "top_k must be >= 0"),
-        ({"top_p": 0.0}, "top_p must be in"),
-        ({"prompt_ids": jnp.asarray([[64]], jnp.int32)}, "out-of-bounds"),
-        ({"temperature": math.nan}, "temperature must be >= 0"),
-        ({"prompt_ids": jnp.zeros((1, 0), jnp.int32), "bos_token_id": 64}, "bos_token_id must be in"),
-    ],
-)
-def test_bad_generation_options(arguments, message):
-    call = {"prompt_ids": models.ids(1, 2), "max_new_tokens": 1, "key": jax.random.key(0), **arguments}
-    with pytest.raises(ValueError, match=message):
-        generate(models.build(num_layers=1), **call)
-    with pytest.raises(ValueError, match="output_size 50 must equal vocab_size 64"):
-        generate(models.build(num_layers=1, output_size=50), models.ids(1, 2), 1, temperature=0.0)
-
-
-def test_top_k_keeps_exactly_k_of_equals():
-    logits = jnp.zeros((2000, 8))
-    drawn = np.asarray(sample_token(logits, jax.random.key(0), top_k=3))
-    assert set(drawn.tolist()) == {0, 1, 2}
-    assert set(np.asarray(sample_token(logits, jax.random.key(0), top_k=1)).tolist()) == {0}
-
-
-def test_top_p_keeps_the_token_that_crosses():
-    logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]])).repeat(2000, 0)
-    draw = lambda **kw: set(np.asarray(sample_token(logits, jax.random.key(1), **kw)).tolist())  # noqa: E731
-    assert draw(top_p=0.6) == {0, 1}
-    assert draw(top_p=0.01) == {0}
-    assert draw(top_p=1.0) == {0, 1, 2, 3}
-    # With top_k the mass is that of the k best: 0.5 / 0.8 = 0.625 > 0.6.
-    assert draw(top_p=0.6, top_k=2) == {0}
-    assert draw(temperature=0.0) == {0}

@@ -39,7 +39,7 @@ def inputs(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
     """Random arrays for a spec, the cotangents dq and dk included."""
     r = np.random.default_rng(seed)
     found = {name: np.asarray(r.normal(size=a.shape), a.dtype) for name, a in spec.arrays().items()}
-    start = r.integers(0, 2048, spec.batch)[:, None] if spec.rows else 0
+    start = r.integers(0, 2**30, spec.batch)[:, None] if spec.rows else 0
     found["positions"] = np.asarray(start + np.arange(spec.length), np.int32)
     return found
 
@@ -111,9 +111,9 @@ def alike(call: TritonCall) -> list[tuple[list[int], int]]:
 
 
 def cached(spec: Spec) -> set[tuple[int, ...]]:
-    """Shapes of scale and shift, of positions and of inv_freq."""
+    """Shapes of scale and shift, of positions and of the angles of their digits."""
     arrays = spec.arrays()
-    return {arrays["scale"].shape, arrays["positions"].shape, (1, spec.length), (spec.depth // 2,)}
+    return {arrays["scale"].shape, arrays["positions"].shape, (1, spec.length), (4, spec.depth // 2)}
 
 
 def least_multiply_adds(spec: Spec, mode: str) -> int:

@@ -68,7 +68,9 @@ def run(options: argparse.Namespace) -> None:
     print(f"the prompt, from the held-out text:\n\n{prompt.decode(errors='replace')}", end="", flush=True)
     with bad_input():
         loaded = load_checkpoint(options.out)
-    for piece in sampling.decoded(sampling.stream_bytes(loaded, prompt, _SAMPLE_BYTES, options.seed, _TEMPERATURE)):
+    for piece in sampling.decoded(
+        sampling.stream_bytes(loaded, prompt, _SAMPLE_BYTES, options.seed, temperature=_TEMPERATURE)
+    ):
         print(piece, end="", flush=True)
 
     held_out = history[-1].held_out

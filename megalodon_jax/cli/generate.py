@@ -19,6 +19,13 @@ def add_parser(subcommands) -> None:
     parser.add_argument("--temperature", type=float, default=0.8, help="0 for the likeliest byte (default: 0.8)")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest bytes only")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest bytes that hold mass P only")
+    parser.add_argument("--min-p", type=float, metavar="P", help="of bytes at least P times as likely as the likeliest")
+    parser.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write each byte as soon as it is drawn (the default), or all at the end",
+    )
     parser.add_argument("--seed", type=arguments.seed, default=0, help="same seed, same text (default: 0)")
     parser.set_defaults(run=run)
 
@@ -38,13 +45,11 @@ def run(options: argparse.Namespace) -> None:
             f"generate reads byte models, which have {defaults.VOCABULARY} of each"
         )
     prompt = options.prompt.encode(errors="surrogateescape")
-    text = sampling.decoded(
-        sampling.stream_bytes(
-            model, prompt, options.tokens, options.seed, options.temperature, options.top_k, options.top_p
-        )
-    )
-    with bad_input():
-        first = next(text)  # the first draw checks the sampling options
+    drawing = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    with bad_input():  # the first draw checks the options
+        draw = sampling.stream_bytes if options.stream else sampling.draw_bytes
+        text = sampling.decoded(draw(model, prompt, options.tokens, options.seed, **drawing))
+        first = next(text)
     print(options.prompt, first, sep="", end="", flush=True)
     for piece in text:
         print(piece, end="", flush=True)

@@ -1,46 +1,37 @@
-"""Text from a byte model, one compiled step per byte."""
+"""Text from a byte model."""
 
 import codecs
 from collections.abc import Iterable, Iterator
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int32
 
-from megalodon_jax.inference import sample_token
+from megalodon_jax.inference import generate, generate_stream
 from megalodon_jax.model import MegalodonForCausalLM
-from megalodon_jax.precision import cast_linear_weights
-from megalodon_jax.types import ModelCache
 
 EMPTY_PROMPT = b"\n"
 
 
-def stream_bytes(
-    model: MegalodonForCausalLM,
-    prompt: bytes,
-    count: int,
-    seed: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> Iterator[int]:
+def stream_bytes(model: MegalodonForCausalLM, prompt: bytes, count: int, seed: int, **drawing) -> Iterator[int]:
     """Draw `count` bytes after `prompt` (a newline if empty), each as soon as it is known.
 
-    Raises:
-        ValueError: temperature or top_k negative, top_p outside (0, 1].
+    `drawing` and errors as in `megalodon_jax.inference.sampling.Sampling`.
     """
+    tokens = generate_stream(model, _ids(prompt), count, jax.random.key(seed), **drawing)
+    return (int(token[0]) for token in tokens)
 
-    def advance(model, ids, cache: ModelCache | None, key):
-        logits, cache = model(ids, cache=cache, return_cache=True)
-        return sample_token(logits[:, -1], key, temperature, top_k, top_p), cache
 
-    model = cast_linear_weights(model, model.config.compute_dtype)  # once, not at every byte
-    compiled = eqx.filter_jit(advance)  # compiled twice: for the prompt, and for one byte
-    ids, cache = jnp.asarray([list(prompt or EMPTY_PROMPT)], jnp.int32), None
-    for key in jax.random.split(jax.random.key(seed), count):
-        token, cache = compiled(model, ids, cache, key)
-        ids = token[:, None]
-        yield int(token[0])
+def draw_bytes(model: MegalodonForCausalLM, prompt: bytes, count: int, seed: int, **drawing) -> Iterator[int]:
+    """The same by one compiled loop, known when all are."""
+    ids = _ids(prompt)
+    tokens, _, _ = generate(model, ids, count, jax.random.key(seed), **drawing)
+    return iter(np.asarray(tokens)[0, ids.shape[1] :].tolist())
+
+
+def _ids(prompt: bytes) -> Int32[Array, "1 P"]:
+    return jnp.asarray([list(prompt or EMPTY_PROMPT)], jnp.int32)
 
 
 def decoded(tokens: Iterable[int]) -> Iterator[str]:

@@ -122,16 +122,22 @@ class MegalodonAttention(eqx.Module):
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
         """y = x + attention half, and the new cache if asked for.
 
+        With cache or `return_cache` a mask says which tokens there are: those of a row, then padding behind them, which
+        leaves the row's state as it is. Without, masked inputs enter the EMA as zero and the state decays.
+
         Raises:
             ValueError: dropout without a key, or a cache that does not fit x.
         """
         require_dropout_key((self.dropout, self.hidden_dropout), deterministic, key)
         attention_key, mean_key, gate_key, out_key = split(key, 4)
+        # As a document the tokens end where the padding begins, and the EMA's state is that after the last of them.
+        streams = cache is not None or return_cache
+        ema_segments = mask.astype(jnp.int32) if streams and mask is not None else segment_ids
         cache = LayerCache() if cache is None else cache
         x = x.astype(self.compute_dtype)
         normed, norm_state = self.timenorm(x, cache.norm, mask, segment_ids=segment_ids)
         h_init = None if cache.ema is None else cache.ema.h
-        smooth, h = self.cema(normed, h_init, return_cache, mask, segment_ids=segment_ids)
+        smooth, h = self.cema(normed, h_init, return_cache, mask, segment_ids=ema_segments)
         mean = dropout(self.rmsnorm(smooth), self.hidden_dropout, deterministic, mean_key)
 
         z = self._heads(self._linear(self.wz, mean))

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from megalodon_jax.layers.dropout import dropout, require_dropout_key
+from megalodon_jax.layers.ring import check_cache, empty_cache, extend_cache, full_cache
 from megalodon_jax.layers.rotary import RotaryEmbedding
-from megalodon_jax.layers.streaming import attend_cached, attend_newest, check_cache, empty_cache, extend_cache
+from megalodon_jax.layers.streaming import attend_cached, attend_newest
 from megalodon_jax.types import AttentionCache
 from pallas_kernels import chunked_attention, normalized_rotary
 from reference.chunked_attention import masked_attention
@@ -140,8 +141,10 @@ class ChunkedAttention(eqx.Module):
         *,
         segment_ids: Int[Array, "B L"] | None = None,
         position_ids: Int[Array, "B L"] | None = None,
-    ) -> tuple[Float[Array, "B L H V"], AttentionCache | None, Int32[Array, ""]]:
-        """Output, the new cache if asked for, and the position after the call. q and k are not yet rotated.
+    ) -> tuple[Float[Array, "B L H V"], AttentionCache | None, Int32[Array, " B"]]:
+        """Output, the new cache if asked for, and each row's position after the call. q and k are not yet rotated.
+
+        With cache or `return_cache` a mask says which tokens there are: those of a row, then padding behind them.
 
         Raises:
             ValueError: dropout without a key, a cache that does not fit q and v, or segment_ids beside one.
@@ -165,7 +168,7 @@ class ChunkedAttention(eqx.Module):
         *,
         segment_ids: Int[Array, "B L"] | None = None,
         position_ids: Int[Array, "B L"] | None = None,
-    ) -> tuple[Float[Array, "B L H V"], AttentionCache | None, Int32[Array, ""]]:
+    ) -> tuple[Float[Array, "B L H V"], AttentionCache | None, Int32[Array, " B"]]:
         """The same with the queries and keys that `normalized_rotary` makes of z; errors as there and above."""
         positions = self._positions(z.shape[1], cache, return_cache, segment_ids, position_ids)
         q, k = normalized_rotary(z, scale, shift, positions=positions, eps=norm_eps, base=self.rotary.base)
@@ -178,39 +181,41 @@ class ChunkedAttention(eqx.Module):
         if segment_ids is not None:
             return chunk_positions(length, self.chunk_size, segment_ids)
         index = jnp.arange(length, dtype=jnp.int32)
-        positions = index if cache is None else cache.count + index
+        positions = index if cache is None else cache.count[:, None] + index
         return positions if self.sliding and (cache is not None or return_cache) else positions % self.chunk_size
 
     def _attend(self, q, k, v, cache, mask, return_cache, deterministic, key, segment_ids):
         require_dropout_key((self.attention_dropout,), deterministic, key)
-        length = q.shape[1]
-        end = jnp.asarray(length, jnp.int32) if cache is None else cache.count + length
+        batch, length = q.shape[:2]
+        lengths = jnp.full(batch, length, jnp.int32) if mask is None else jnp.sum(mask, axis=1, dtype=jnp.int32)
         attend = partial(
             chunked_attention, q, k, v, chunk_size=self.chunk_size, mask=mask, softmax_dtype=self.accum_dtype,
             dropout_rate=0.0 if deterministic else self.attention_dropout, dropout_key=key,
         )  # fmt: skip
-        if cache is None and not (return_cache and self.sliding):
-            new_cache = extend_cache(empty_cache(k, v, self.max_cache_len), k, v) if return_cache else None
-            return attend(segment_ids=segment_ids), new_cache, end
+        if cache is None and not return_cache:
+            return attend(segment_ids=segment_ids), None, lengths
 
         if segment_ids is not None:
             raise ValueError("segment_ids do not go together with a cache: a stream is one document.")
+        starts = cache is None
         cache = empty_cache(k, v, self.max_cache_len) if cache is None else check_cache(cache, k, v)
-        new_cache = extend_cache(cache, k, v)
+        alike = starts and mask is None
+        new_cache = full_cache(k, v, self.max_cache_len) if alike else extend_cache(cache, k, v, lengths)
+        if starts and not self.sliding:
+            return attend(), new_cache, lengths
         other = {
             "chunk_size": self.chunk_size,
             "window": self.max_cache_len if self.sliding else None,
             "accum_dtype": self.accum_dtype,
             "weights_transform": _weight_dropout(self.attention_dropout, deterministic, key),
         }
-        if length == 1 and mask is None:
+        if length == 1:
             out = attend_newest(q, new_cache, **other)
         elif not self.sliding and cache.k.shape[1] == self.chunk_size:  # slot 0 holds the first token of a chunk
-            cached_length = jnp.full(k.shape[:1], cache.count % self.chunk_size)
-            out = attend(cached_k=cache.k, cached_v=cache.v, cached_length=cached_length)
+            out = attend(cached_k=cache.k, cached_v=cache.v, cached_length=cache.count % self.chunk_size)
         else:
-            out = attend_cached(q, k, v, cache, mask=mask, **other)
-        return out, new_cache if return_cache else None, end
+            out = attend_cached(q, k, v, cache, lengths=lengths, **other)
+        return out, new_cache if return_cache else None, new_cache.count
 
 
 __all__ = ["ChunkedAttention", "attention_multi_chunk", "attention_single_chunk"]

@@ -29,7 +29,7 @@ class RotaryEmbedding(eqx.Module):
     @property
     def inv_freq(self) -> np.ndarray:
         """[dim / 2] float32."""
-        return inv_freq(self.dim, self.base)
+        return inv_freq(self.dim, self.base).astype(np.float32)
 
     def __call__(
         self, q: Float[Array, "B L H K"], k: Float[Array, "B L H K"], start_index: Int[Array, ""] | int

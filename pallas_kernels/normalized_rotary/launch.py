@@ -9,7 +9,7 @@ from pallas_kernels._backends import triton as backend
 from pallas_kernels._tiles import Plan
 from pallas_kernels.normalized_rotary import triton
 from pallas_kernels.normalized_rotary.problem import Arrays, Problem
-from reference.normalized_rotary import inv_freq
+from reference.normalized_rotary import digit_angles
 
 FORWARD, BACKWARD = "normalized_rotary_forward", "normalized_rotary_backward"
 
@@ -34,7 +34,7 @@ def backward(plan: Plan, problem: Problem, arrays: Arrays, positions, dq, dk) ->
 def _launch(kernel, name: str, plan: Plan, problem: Problem, arrays: Arrays, positions, cotangents, outputs):
     tiles = plan[name]
     grid = (problem.chunks(tiles)[0], problem.heads, problem.batch)
-    tables = {"positions": positions, "inv_freq": jnp.asarray(inv_freq(problem.depth, problem.base))}
+    tables = {"positions": positions, "of_digits": jnp.asarray(digit_angles(problem.depth, problem.base))}
     inputs = {**arrays._asdict(), **tables, **cotangents}
     run = partial(kernel, problem=problem, tiles=tiles)
     return backend.launch(run, name, grid, inputs, outputs, tiles, plan)

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32
 
+from reference.normalized_rotary import angles
+
 Half = Float32[Array, "T S"]
 
 
@@ -36,9 +38,9 @@ class Turn(NamedTuple):
     sin: Half
 
 
-def turn_of(positions, inv_freq) -> Turn:
-    """Of positions [T] and frequencies [S]."""
-    angle = positions.astype(jnp.float32)[:, None] * inv_freq[None, :]
+def turn_of(positions, of_digits) -> Turn:
+    """Of positions [T], and the angles [S] of each of their digits."""
+    angle = angles(positions, of_digits)
     return Turn(jnp.cos(angle), jnp.sin(angle))
 
 

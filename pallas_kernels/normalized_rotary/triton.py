@@ -13,7 +13,7 @@ from pallas_kernels.normalized_rotary.problem import Cursor, Problem
 
 
 def forward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
-    """Inputs: z; scale, shift [2, H, K]; positions [1 or B, L]; inv_freq [K/2]. Outputs: q, k."""
+    """Inputs: z; scale, shift [2, H, K]; positions [1 or B, L]; of_digits [4, K/2]. Outputs: q, k."""
     at = Cursor(problem, tiles)
     scales, shifts = at.parameters(refs.scale), at.parameters(refs.shift)
 
@@ -53,4 +53,5 @@ def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
 
 def _turn(refs: SimpleNamespace, at: Cursor, t, exists) -> Turn:
     row = at.row if refs.positions.shape[0] == at.problem.batch else 0
-    return math.turn_of(load(refs.positions, (row, t), exists), load(refs.inv_freq, (at.angle,), at.inside))
+    of_digits = [load(refs.of_digits, (digit, at.angle), at.inside) for digit in range(refs.of_digits.shape[0])]
+    return math.turn_of(load(refs.positions, (row, t), exists), of_digits)

@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 import reference
 from pallas_kernels._autodiff import explain_forward_mode, first_order_only
@@ -20,8 +21,8 @@ def normalized_rotary(plan, z, scale, shift, *, positions, eps=1e-5, base=10000.
 
 
 def _rows(positions):
-    """[1 or B, L]."""
-    return positions[None] if positions.ndim == 1 else positions
+    """[1 or B, L] int32."""
+    return (positions[None] if positions.ndim == 1 else positions).astype(jnp.int32)
 
 
 def _rotary(call: Call[Problem], arrays: Arrays, positions):

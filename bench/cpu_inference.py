@@ -1,0 +1,184 @@
+"""Suite `inference` on CPU: what a state costs a forward, and what a token costs, anywhere in a stream.
+
+prefill      a prompt in one call that returns the state, beside the plain forward, and beside a scan over its tokens
+decode       a token per call: early in a stream and far on in it, beside plain decoding and PyTorch's
+generation   tokens per CPU second of `generate`, for batches
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench import environment, plain_decoding, report
+from bench.measure import CpuTime, interleaved, median_time
+from megalodon_jax import MegalodonConfig, MegalodonForCausalLM, decode_step, generate, init_cache
+
+CONFIG = MegalodonConfig(
+    vocab_size=1024, model_dim=256, num_layers=4, z_dim=64, value_dim=512, ffn_hidden_dim=640, chunk_size=512,
+    pad_token_id=None, bos_token_id=None, eos_token_id=None,
+)  # fmt: skip
+LENGTHS = (2048,)
+ROUNDS = 7
+NEAR, FAR = 100, 100_000
+BATCHES = (1, 4, 16)
+MOST_PREFILL = 1.25
+TOKENS = 16  # in a measured call
+GENERATED = 64
+AGAIN = f"at {NEAR}, again"
+
+Samples = dict[str, list[CpuTime]]
+
+
+def run(lengths: Sequence[int] = LENGTHS, rounds: int = ROUNDS, json_file: Path | None = None) -> None:
+    """Measure prompts of `lengths`, print the tables, and write everything to `json_file` if given."""
+    jax.config.update("jax_platforms", "cpu")
+    record = measure(CONFIG, lengths, rounds, far=FAR)
+    print(text(record))
+    if json_file is not None:
+        report.write_json(record, json_file)
+
+
+def measure(config: MegalodonConfig, lengths: Sequence[int], rounds: int, far: int) -> dict:
+    """Everything as plain data."""
+    model = MegalodonForCausalLM(config, key=jax.random.key(0))
+    load = environment.load_average()
+    prefill = {length: _table(_prefill(model, length, rounds)) for length in lengths}
+    decode = _decode(model, rounds, far)
+    generation = _table(interleaved({str(batch): _generate(model, batch) for batch in BATCHES}, rounds))
+    record = {
+        "versions": environment.versions(),
+        "machine": environment.machine(),
+        "load_average": {"before": load, "after": environment.load_average()},
+        "config": {"suite": "inference", "rounds": rounds, "far": far, "model": config.to_json()},
+        "prefill": prefill,
+        "decode": _table(decode),
+        "noise": _largest(decode[AGAIN], decode[f"at {NEAR}"]),
+        "generation": generation,
+        "targets": [],
+    }
+    for length, programs in prefill.items():
+        ratio = programs["prefill"] / programs["forward"]
+        record["targets"].append((f"prefill / forward, L = {length} <= {MOST_PREFILL}", ratio, ratio <= MOST_PREFILL))
+    change = abs(record["decode"][f"at {far}"] / record["decode"][f"at {NEAR}"] - 1)
+    name = f"change of decoding from {NEAR} to {far} < noise ({record['noise']:.3f})"
+    record["targets"].append((name, change, change < record["noise"]))
+    return record
+
+
+def text(record: dict) -> str:
+    """The tables of a record."""
+    load = record["load_average"]
+    sections = [
+        ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        + f"\n{record['machine']['cpu']}, {record['machine']['cores']} cores, "
+        f"load average {load['before']:.2f} before and {load['after']:.2f} after, "
+        f"{record['config']['rounds']} interleaved rounds, medians\n{record['config']['model']}"
+    ]
+    for length, programs in record["prefill"].items():
+        sections.append(_section(f"a prompt of {length} tokens, CPU ms", programs, "forward"))
+    sections.append(_section("one token, CPU ms", record["decode"], f"at {NEAR}"))
+    rates = [[batch, f"{GENERATED * int(batch) * 1e3 / ms:.0f}"] for batch, ms in record["generation"].items()]
+    sections.append(
+        f"generate {GENERATED} tokens after {NEAR}\n{report.table(['batch', 'tokens per CPU second'], rates)}"
+    )
+    sections.append(
+        "\n".join(
+            f"target {name}: {'met' if met else 'not met'} ({figure:.3f})" for name, figure, met in record["targets"]
+        )
+    )
+    return "\n\n".join(sections)
+
+
+def _prefill(model: MegalodonForCausalLM, length: int, rounds: int) -> Samples:
+    print(f"measuring a prompt of {length} tokens ...", file=sys.stderr, flush=True)
+    ids = _ids(model, 1, length)
+    start = plain_decoding.fresh(model, 1)
+    forward = eqx.filter_jit(lambda model, ids: model(ids)[0])
+    streamed = eqx.filter_jit(lambda model, ids: model(ids, return_cache=True))
+    plain = eqx.filter_jit(plain_decoding.prefill)
+    programs = {
+        "forward": lambda: jax.block_until_ready(forward(model, ids)),
+        "prefill": lambda: jax.block_until_ready(streamed(model, ids)),
+        "plain scan": lambda: jax.block_until_ready(plain(model, ids, start)),
+    }
+    expected = np.asarray(programs["forward"]())
+    for name in ("prefill", "plain scan"):
+        _agree(name, np.asarray(programs[name]()[0]), expected)
+    return interleaved(programs, rounds)
+
+
+def _decode(model: MegalodonForCausalLM, rounds: int, far: int) -> Samples:
+    """Every program decodes TOKENS tokens and goes on from there; samples are of one token."""
+    print(f"measuring decoding; {far} tokens first ...", file=sys.stderr, flush=True)
+    prompt = _ids(model, 1, NEAR)
+    _, plain = eqx.filter_jit(plain_decoding.prefill)(model, prompt, plain_decoding.fresh(model, 1))
+    cache = init_cache(model.config, 1, allocate_kv=True, allocate_norm=True, allocate_ema=True)
+    programs = {
+        f"at {NEAR}": _steps(decode_step, model, _streamed(model, cache, NEAR)),
+        AGAIN: _steps(decode_step, model, _streamed(model, cache, NEAR)),
+        f"at {far}": _steps(decode_step, model, _streamed(model, cache, far)),
+        "plain": _steps(eqx.filter_jit(plain_decoding.step), model, plain),
+    }
+    if find_spec("torch") is not None:
+        from bench.torch_decoding import steps
+
+        programs["PyTorch, eager"] = steps(model, np.asarray(prompt), TOKENS)
+    samples = interleaved(programs, rounds)
+    one = lambda s: CpuTime(*(part / TOKENS for part in (s.user_ms, s.system_ms, s.total_ms)))  # noqa: E731
+    return {name: [one(sample) for sample in found] for name, found in samples.items()}
+
+
+def _streamed(model: MegalodonForCausalLM, cache, length: int):
+    """A cache that has seen `length` tokens, for which the model has run over all of them."""
+    feed = eqx.filter_jit(lambda model, ids, cache: model(ids, cache=cache, return_cache=True)[1])
+    piece = 4 * model.config.chunk_size
+    for start in range(0, length, piece):
+        cache = feed(model, _ids(model, 1, min(piece, length - start), seed=start), cache)
+    return cache
+
+
+def _steps(step: Callable, model: MegalodonForCausalLM, state) -> Callable[[], None]:
+    """A program of TOKENS steps (model, token, state) -> (logits, state), from where its last call stopped."""
+    held, token = [state], _ids(model, 1, 1)[:, 0]
+
+    def program() -> None:
+        for _ in range(TOKENS):
+            logits, held[0] = step(model, token, held[0])
+            logits.block_until_ready()
+
+    return program
+
+
+def _generate(model: MegalodonForCausalLM, batch: int) -> Callable[[], object]:
+    prompt = _ids(model, batch, NEAR)
+    return lambda: jax.block_until_ready(generate(model, prompt, GENERATED, temperature=0.0)[0])
+
+
+def _ids(model: MegalodonForCausalLM, batch: int, length: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).integers(0, model.config.vocab_size, (batch, length)), jnp.int32)
+
+
+def _agree(name: str, found: np.ndarray, expected: np.ndarray) -> None:
+    error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
+    if not error < 1e-4:
+        raise AssertionError(f"{name} gives other logits than the forward: relative RMS {error:.1e}; no figures")
+
+
+def _table(samples: Samples) -> dict[str, float]:
+    return {name: median_time(found).total_ms for name, found in samples.items()}
+
+
+def _largest(first: Sequence[CpuTime], second: Sequence[CpuTime]) -> float:
+    """By how much two programs that do the same ever differed in one round."""
+    return max(abs(a.total_ms / b.total_ms - 1) for a, b in zip(first, second, strict=True))
+
+
+def _section(title: str, programs: dict[str, float], unit: str) -> str:
+    rows = [[name, f"{ms:.2f}", f"{ms / programs[unit]:.2f}"] for name, ms in programs.items()]
+    return f"{title}\n{report.table(['', 'ms', f'/ {unit}'], rows, left=1)}"

@@ -1,0 +1,75 @@
+"""One token per call: the same program, cost and memory at every position."""
+
+from collections.abc import Iterator
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from megalodon_jax.inference.generation import Step, begin, checked, draw, ending, next_draw, with_bos
+from megalodon_jax.inference.sampling import Sampling
+from megalodon_jax.model import MegalodonForCausalLM
+from megalodon_jax.precision import cast_linear_weights
+from megalodon_jax.types import GenerationState, ModelCache
+
+
+def decode_step(
+    model: MegalodonForCausalLM, tokens: Int[Array, " B"], cache: ModelCache
+) -> tuple[Float[Array, "B V"], ModelCache]:
+    """Logits after one more token of each row, and the new cache; compiled.
+
+    The given cache is used up: its memory is that of the new one. Weights are cast on every call; for many calls cast
+    them once, by `megalodon_jax.precision.cast_linear_weights`.
+    """
+    return _decode((model, tokens), cache)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _decode(kept, cache: ModelCache):
+    model, tokens = kept
+    logits, cache = model(tokens[:, None], cache=cache, return_cache=True)
+    return logits[:, 0], cache
+
+
+def generate_stream(
+    model: MegalodonForCausalLM,
+    prompt_ids: Int[Array, "B P"],
+    max_new_tokens: int,
+    key=None,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    bos_token_id: int | None = None,
+    eos_token_id: int | None = None,
+    attention_mask: Bool[Array, "B P"] | None = None,
+    cache: ModelCache | None = None,
+    state: GenerationState | None = None,
+) -> Iterator[np.ndarray]:
+    """The tokens of `generate`, [B] int32, each as soon as it is known; ends when every row has ended.
+
+    Arguments and errors as in `generate`; errors come with the first token.
+    """
+    attention_mask = checked(model, prompt_ids, max_new_tokens, attention_mask, cache if state is None else state.cache)
+    eos, sampling = ending(model.config, eos_token_id), Sampling(temperature, top_k, top_p, min_p)
+    model = cast_linear_weights(model, model.config.compute_dtype)  # once, and not at every token
+    if state is None:
+        prompt_ids, attention_mask = with_bos(model.config, prompt_ids, attention_mask, bos_token_id)
+    step = _first(model, prompt_ids, attention_mask, cache, state, key, sampling, eos)
+    yield np.array(step.token)
+    for _ in range(max_new_tokens - 1):
+        if np.asarray(step.finished).all():
+            return
+        step = _next(model, step, sampling, eos)
+        yield np.array(step.token)
+
+
+@eqx.filter_jit
+def _first(model: MegalodonForCausalLM, ids, mask, cache, state, key, sampling: Sampling, eos: int | None) -> Step:
+    return draw(begin(model, ids, mask, cache, state), key, sampling, eos)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _next(model: MegalodonForCausalLM, step: Step, sampling: Sampling, eos: int | None) -> Step:
+    return next_draw(model, step, sampling, eos)
