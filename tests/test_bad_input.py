@@ -31,7 +31,6 @@ ONES = jnp.ones(IDS.shape, jnp.int32)
         (ValueError, "negative", lambda m: m(IDS, segment_ids=-ONES)),
         (ValueError, "segment_ids cannot", lambda m: m(IDS, segment_ids=ONES, return_cache=True)),
         (ValueError, "position_ids cannot", lambda m: m(IDS, position_ids=ONES, return_cache=True)),
-        (ValueError, "padding", lambda m: m(IDS, jnp.zeros(IDS.shape, bool), return_cache=True)),
         (ValueError, "labels must have", lambda m: m.compute_loss(IDS, IDS[:, 1:])),
         (TypeError, "labels must be an integer", lambda m: m.compute_loss(IDS, IDS.astype(jnp.float32))),
         (ValueError, "labels contain", lambda m: m.compute_loss(IDS, IDS.at[0, 4].set(99))),

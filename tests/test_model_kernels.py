@@ -13,5 +13,6 @@ def test_model_interpreted(dtype):
     kernel_parity.check_model(dtype, "triton_interpret")
 
 
+@pytest.mark.thorough
 def test_stream_interpreted():
     kernel_parity.check_stream("triton_interpret")
