@@ -137,7 +137,7 @@ class MegalodonModel(eqx.Module):
             key: PRNG key for dropout.
             segment_ids: packed documents, 0 = padding; every run is computed as if alone. Not with a cache.
             position_ids: rotary positions; run-local by default.
-            detach_cache: False keeps gradients through the cache, given and returned, and returns it in training too:
+            detach_cache: False keeps gradients through the returned cache, and returns it in training too:
                 backpropagation through time, as far as calls are chained in one differentiated function.
             checks: check values inside traced code too (host callbacks).
 
@@ -155,9 +155,9 @@ class MegalodonModel(eqx.Module):
             None if a is None else jnp.asarray(a, jnp.int32) for a in (segment_ids, position_ids)
         )
         caches = (None,) * len(self.layers) if cache is None else cache.layer_caches
-        keep = return_cache and (deterministic or not detach_cache)
+        streams, keep = cache is not None or return_cache, return_cache and (deterministic or not detach_cache)
         restore = None
-        if attention_mask is not None and (cache is not None or keep):
+        if attention_mask is not None and streams:
             input_ids, attention_mask, restore = tokens_first(input_ids, attention_mask)
         x = self._embed(input_ids)
         rematerialise = config.use_checkpoint and not deterministic
@@ -170,10 +170,10 @@ class MegalodonModel(eqx.Module):
         ):
             run = _rematerialised if rematerialise else MegalodonBlock.__call__
             x, new = run(
-                layer, x, layer_cache, attention_mask, keep, deterministic, layer_key,
+                layer, x, layer_cache, attention_mask, streams, deterministic, layer_key,
                 segment_ids=segment_ids, position_ids=position_ids,
             )  # fmt: skip
-            new_caches.append(new)
+            new_caches.append(new if keep else None)
         final = None if cache is None else cache.final_norm
         x, final = self.norm(x, final, attention_mask, segment_ids=segment_ids)
         x = x if restore is None else restore(x)

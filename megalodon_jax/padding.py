@@ -32,9 +32,9 @@ def pad_batch(
 ) -> tuple[Int32[Array, "B L"], Bool[Array, "B L"]]:
     """Token ids and attention mask of rows of different lengths, as long as the bucket of the longest one.
 
-    Callers with many lengths compile once for each bucket. `generate` and calls with a cache take either side and give
-    what each row gives alone. A call without takes "right": there nothing sees the padding, and chunks begin where the
-    row does.
+    Callers with many lengths compile once for each bucket (`generate` once more where nothing is padded). `generate`
+    and calls with a cache take either side and give what each row gives alone. A call without takes "right": there
+    nothing sees the padding, and chunks begin where the row does.
 
     Args:
         rows: token ids of each row.

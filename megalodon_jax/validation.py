@@ -76,6 +76,9 @@ def require_in_range(name: str, ids: jax.Array, size: int, checks: bool) -> jax.
 
 def require_room(ids: jax.Array, cache: ModelCache, more: int, checks: bool) -> jax.Array:
     """`ids` [B, L], or an error if a counter of the cache would overflow by so many more tokens."""
+    if cache.final_norm is not None and all(layer is None for layer in cache.layer_caches):
+        message = "the cache holds no layers but tokens (a training call returns layers with detach_cache=False alone)"
+        ids = require(cache.final_norm.count, lambda c: c > 0, message, checks, on=ids)
     counters = [layer.attn.count for layer in cache.layer_caches if layer is not None and layer.attn is not None]
     counters += [] if cache.final_norm is None else [cache.final_norm.count]
     most = MOST_TOKENS - more

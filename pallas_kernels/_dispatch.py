@@ -108,10 +108,11 @@ class Op:
         )
 
     def _best(self, refusals, *args, **kwargs) -> Implementation:
-        able = [i for i in self.implementations if refusals[i.name] is None]
-        if able[0].name == "xla":
+        worth = [i for i in self.implementations if i.pays(*args, **kwargs)]
+        chosen = next(i for i in worth if refusals[i.name] is None)
+        if chosen.name == "xla" and worth[0] is not chosen:
             fall_back(self.name, str(refusals["triton"]))
-        return next(i for i in able if i.pays(*args, **kwargs))
+        return chosen
 
 
 def fall_back(op: str, reason: str) -> None:

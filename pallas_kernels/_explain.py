@@ -64,7 +64,7 @@ def explain(op, *args, implementation=None, **kwargs) -> Explanation:
             name,
             True,
             name == chosen,
-            "" if present[name].pays(*args, **kwargs) else "for one token xla is the better one",
+            "" if name == chosen or present[name].pays(*args, **kwargs) else "for one token xla is the better one",
             present[name].launches(settings, *args, **kwargs),
         )
         for name, refusal in entry.refusals(*args, **kwargs).items()

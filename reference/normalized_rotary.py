@@ -8,7 +8,7 @@ the position is cut into digits, position = sum_d digit_d 256^d, and
 
     angle = sum_d digit_d ((256^d base^(-2 j / K)) mod 2 pi)
 
-which is wrong by 2e-4 at most, wherever the stream is. Up to position 255 it is the same product as ever.
+which is wrong by 3e-4 at most, wherever the stream is. Up to position 255 it is the same product as ever.
 """
 
 from collections.abc import Iterable

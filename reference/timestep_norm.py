@@ -121,6 +121,8 @@ def _cumulative(grouped, state: State, valid, segment_ids, statistics: Statistic
 def _prefix(tokens):
     """Inclusive prefix merge over axis 1 of (reset, n, mean, m2), each [B, L, ...]."""
     batch, length = tokens[0].shape[:2]
+    if length == 1:
+        return tokens
 
     def chunks(part):  # [B, L, ...] -> [T, B, chunks, ...], padded with the empty triple
         part = jnp.pad(part, ((0, 0), (0, -length % _CHUNK), (0, 0)))

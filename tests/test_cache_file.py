@@ -43,6 +43,8 @@ def test_another_model_is_refused(streamed, tmp_path):
         load_cache(path, other)
     with pytest.raises(ValueError, match="2 layers, the config 1"):
         save_cache(cache, path, dataclasses.replace(model.config, num_layers=1))
+    with pytest.raises(ValueError, match=r"not of this config: layer_caches.0.attn.k has shape .*, expected"):
+        save_cache(cache, path, dataclasses.replace(model.config, z_dim=32))
     load_cache(path, model.config)  # still whole
 
 

@@ -146,12 +146,15 @@ def test_decoding_is_one_program_that_reuses_the_cache():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache) if leaf.ndim > 1)
 
 
-def test_initial_caches_are_equivalent():
-    model, ids = models.build(num_layers=1), models.ids(2, 10)
+@pytest.mark.parametrize("mode", kernel_parity.first(["sliding", "chunk-local", "unbounded"], 1))
+def test_initial_caches_are_equivalent(mode):
+    """Whatever is allocated, and whether or not the state is wanted afterwards."""
+    model, ids = models.build(num_layers=1, **MODES[mode]), models.ids(2, 21)
     truth, _ = step(model, ids, None)
-    for allocate in (False, True):
-        cache = init_cache(model.config, 2, allocate_kv=allocate, allocate_norm=allocate, allocate_ema=allocate)
+    call = eqx.filter_jit(lambda model, ids, cache: model(ids, cache=cache)[0])
+    for cache in (fresh(model, 2), init_cache(model.config, 2)):
         assert_close("logits", step(model, ids, cache)[0], truth)
+        assert_close("logits", call(model, ids, cache), truth)
 
 
 @pytest.mark.thorough
@@ -189,6 +192,8 @@ def test_training_returns_the_cache_of_layers_only_undetached(use_checkpoint):
     _, cache = model(ids, **train)
     assert cache.layer_caches == (None,)
     assert cache.final_norm is not None
+    with pytest.raises(ValueError, match="holds no layers"):
+        model(ids, cache=cache)
     logits, cache = model(ids, **train, detach_cache=False)
     _, again = model(ids, cache=cache, **train, detach_cache=False)
     assert again.layer_caches[0].attn.count.tolist() == [18]

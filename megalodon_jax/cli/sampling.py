@@ -27,7 +27,9 @@ def draw_bytes(model: MegalodonForCausalLM, prompt: bytes, count: int, seed: int
     """The same by one compiled loop, known when all are."""
     ids = _ids(prompt)
     tokens, _, _ = generate(model, ids, count, jax.random.key(seed), **drawing)
-    return iter(np.asarray(tokens)[0, ids.shape[1] :].tolist())
+    drawn = np.asarray(tokens)[0, ids.shape[1] :].tolist()
+    end = model.config.eos_token_id
+    return iter(drawn[: drawn.index(end) + 1] if end in drawn else drawn)
 
 
 def _ids(prompt: bytes) -> Int32[Array, "1 P"]:

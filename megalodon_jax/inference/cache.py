@@ -73,9 +73,14 @@ def index_cache(cache: ModelCache, indices: Int[Array, " R"]) -> ModelCache:
     """Select, reorder or repeat rows of the batch.
 
     Raises:
-        ValueError: concrete indices outside the batch.
+        ValueError: indices not of one dimension, or concrete and outside the batch.
+        TypeError: indices that are no integers.
     """
     indices = jnp.asarray(indices)
+    if indices.ndim != 1:
+        raise ValueError(f"indices must have shape [rows], got {indices.shape}")
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"indices must be integers, got {indices.dtype}")
     batch = max((leaf.shape[0] for leaf in jax.tree.leaves(cache)), default=0)
     if not isinstance(indices, Tracer) and np.any((np.asarray(indices) < 0) | (np.asarray(indices) >= batch)):
         raise ValueError(f"indices must be in [0, {batch}), got {np.asarray(indices).tolist()}")

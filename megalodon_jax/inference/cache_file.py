@@ -15,6 +15,7 @@ import numpy as np
 
 from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.files import flush, pending, read_tensors, write_pending
+from megalodon_jax.inference.cache import init_cache
 from megalodon_jax.types import AttentionCache, EMAState, LayerCache, ModelCache, NormState
 
 FORMAT = "megalodon-jax-cache-1"
@@ -25,16 +26,18 @@ def save_cache(cache: ModelCache, path: str | os.PathLike, config: MegalodonConf
     """Write the cache of a model of `config`; a file already there is replaced in one step.
 
     Raises:
-        ValueError: a cache of another number of layers than the config.
+        ValueError: a cache whose layers or shapes are not those of the config.
         OSError: the file cannot be written; what was there stays.
     """
     path = Path(path)
-    if len(cache.layer_caches) != config.num_layers:
-        raise ValueError(f"the cache has {len(cache.layer_caches)} layers, the config {config.num_layers}")
+    _require_fit(cache, config)
     tensors = _tensors(cache)
     metadata = {"format": FORMAT, "config": config.to_json(), "sha256": _digest(tensors)}
     write_pending(path, tensors, metadata)
-    os.replace(pending(path), path)
+    try:
+        os.replace(pending(path), path)
+    finally:
+        pending(path).unlink(missing_ok=True)
     flush(path.parent)
 
 
@@ -51,7 +54,10 @@ def load_cache(path: str | os.PathLike, config: MegalodonConfig) -> ModelCache:
         raise ValueError(f"{path} is not a cache: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
     if metadata.get("sha256") != _digest(tensors):
         raise ValueError(f"{path} is damaged: its tensors are not those that were saved; copy or save it again")
-    saved = MegalodonConfig.from_json(metadata["config"])
+    try:
+        saved = MegalodonConfig.from_json(metadata.get("config", ""))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: its config cannot be read: {error}; copy or save it again") from error
     differing = [
         f"{name} {getattr(saved, name)!r}, not {getattr(config, name)!r}"
         for name in vars(config)
@@ -64,10 +70,28 @@ def load_cache(path: str | os.PathLike, config: MegalodonConfig) -> ModelCache:
     return _cache(tensors, config.num_layers)
 
 
+def _require_fit(cache: ModelCache, config: MegalodonConfig) -> None:
+    if len(cache.layer_caches) != config.num_layers:
+        raise ValueError(f"the cache has {len(cache.layer_caches)} layers, the config {config.num_layers}")
+    batch = max((leaf.shape[0] for leaf in jax.tree.leaves(cache)), default=0)
+    allocate = {"allocate_kv": True, "allocate_norm": True, "allocate_ema": True}
+    expected = _named(jax.eval_shape(lambda: init_cache(config, batch, **allocate)))
+    for name, leaf in _named(cache).items():
+        slots = leaf.shape[1:2] if name.endswith((".k", ".v")) else expected[name].shape[1:2]  # a ring may be cut
+        shape = (*expected[name].shape[:1], *slots, *expected[name].shape[2:])
+        if leaf.shape != shape:
+            raise ValueError(f"the cache is not of this config: {name} has shape {leaf.shape}, expected {shape}")
+
+
+def _named(cache: ModelCache) -> dict:
+    leaves = jax.tree_util.tree_leaves_with_path(cache)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
 def _tensors(cache: ModelCache) -> dict[str, np.ndarray]:
     found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(cache):
-        name, value = jax.tree_util.keystr(path, simple=True, separator="."), np.asarray(leaf)
+    for name, leaf in _named(cache).items():
+        value = np.asarray(leaf)
         complex_ = np.iscomplexobj(value)
         found |= {f"{name}.real": np.real(value), f"{name}.imag": np.imag(value)} if complex_ else {name: value}
     return found
@@ -83,9 +107,10 @@ def _cache(tensors: dict[str, np.ndarray], num_layers: int) -> ModelCache:
         found = {field.name: array(f"{name}.{field.name}") for field in fields(kind)}
         return None if all(value is None for value in found.values()) else kind(**found)
 
-    def layer(name: str) -> LayerCache:
+    def layer(name: str) -> LayerCache | None:
         parts = {field: part(kind, f"{name}.{field}") for field, kind in _PARTS.items()}
-        return LayerCache(**parts, position=array(f"{name}.position"))
+        parts["position"] = array(f"{name}.position")
+        return None if all(value is None for value in parts.values()) else LayerCache(**parts)
 
     layers = tuple(layer(f"layer_caches.{number}") for number in range(num_layers))
     return ModelCache(layers, part(NormState, "final_norm"))

@@ -14,20 +14,21 @@ from megalodon_jax.types import GenerationState, ModelCache
 
 
 def decode_step(
-    model: MegalodonForCausalLM, tokens: Int[Array, " B"], cache: ModelCache
+    model: MegalodonForCausalLM, tokens: Int[Array, " B"], cache: ModelCache, *, checks: bool = False
 ) -> tuple[Float[Array, "B V"], ModelCache]:
     """Logits after one more token of each row, and the new cache; compiled.
 
     The given cache is used up: its memory is that of the new one. Weights are cast on every call; for many calls cast
-    them once, by `megalodon_jax.precision.cast_linear_weights`.
+    those of linear layers once, by `megalodon_jax.precision.cast_linear_weights`. Values are looked at only with
+    `checks`: otherwise token ids and room in the counters (2^31 - 1 tokens) are the caller's.
     """
-    return _decode((model, tokens), cache)
+    return _decode((model, tokens), cache, checks)
 
 
 @eqx.filter_jit(donate="all-except-first")
-def _decode(kept, cache: ModelCache):
+def _decode(kept, cache: ModelCache, checks: bool):
     model, tokens = kept
-    logits, cache = model(tokens[:, None], cache=cache, return_cache=True)
+    logits, cache = model(tokens[:, None], cache=cache, return_cache=True, checks=checks)
     return logits[:, 0], cache
 
 
@@ -51,7 +52,7 @@ def generate_stream(
 
     Arguments and errors as in `generate`; errors come with the first token.
     """
-    attention_mask = checked(model, prompt_ids, max_new_tokens, attention_mask, cache if state is None else state.cache)
+    attention_mask = checked(model, prompt_ids, max_new_tokens, attention_mask, cache, state)
     eos, sampling = ending(model.config, eos_token_id), Sampling(temperature, top_k, top_p, min_p)
     model = cast_linear_weights(model, model.config.compute_dtype)  # once, and not at every token
     if state is None:

@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float32, Int, Int32
 
 from megalodon_jax.config import MegalodonConfig
@@ -17,7 +18,7 @@ from megalodon_jax.inference.sampling import Sampling
 from megalodon_jax.model import MegalodonForCausalLM
 from megalodon_jax.precision import cast_linear_weights
 from megalodon_jax.types import GenerationState, ModelCache
-from megalodon_jax.validation import is_all_true, require_in_range, require_room
+from megalodon_jax.validation import check_mask, is_all_true, require_in_range, require_room
 
 NEVER = -1  # the eos_token_id that ends nothing
 
@@ -65,7 +66,7 @@ def generate(
         ValueError: max_new_tokens not positive, no key, no BOS, a row without a token, a stream that would pass 2^31
             - 1 tokens, a state beside a cache or a prompt, or an option that `Sampling` or the model rejects.
     """
-    attention_mask = checked(model, prompt_ids, max_new_tokens, attention_mask, cache if state is None else state.cache)
+    attention_mask = checked(model, prompt_ids, max_new_tokens, attention_mask, cache, state)
     return generate_jit(
         model, prompt_ids, max_new_tokens, key,
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
@@ -116,22 +117,24 @@ def generate_jit(
 
     one = jnp.asarray(1, jnp.int32)
     _, step, tokens = jax.lax.while_loop(goes_on, body, (one, step, tokens.at[:, 0].set(step.token)))
-    ids = jnp.concatenate([prompt_ids, tokens.astype(prompt_ids.dtype)], axis=1)
+    ids = jnp.concatenate([prompt_ids.astype(jnp.int32), tokens], axis=1)
     if not (return_cache or return_state):
         return ids, None, step.key
     state = feed(model, step, eos)
     return ids, state.cache if return_cache else state, step.key
 
 
-def checked(model: MegalodonForCausalLM, prompt_ids, max_new_tokens: int, mask, cache: ModelCache | None):
+def checked(model: MegalodonForCausalLM, prompt_ids, max_new_tokens: int, mask, cache, state):
     """The mask, None where it says nothing, after every check of a call that needs concrete values."""
     _require_some(max_new_tokens)
     require_in_range("prompt_ids", prompt_ids, model.config.vocab_size, checks=False)
-    if cache is not None:
-        require_room(prompt_ids, cache, prompt_ids.shape[1] + max_new_tokens, checks=False)
+    check_mask(mask, prompt_ids)
+    held, prompt = (cache, max(prompt_ids.shape[-1], 1)) if state is None else (state.cache, 0)
+    if held is not None:
+        require_room(prompt_ids, held, prompt + max_new_tokens, checks=False)
     if mask is None or is_all_true(mask):
         return None
-    if not np.asarray(mask).any(axis=-1).all():
+    if not isinstance(mask, Tracer) and not np.asarray(mask).any(axis=-1).all():
         raise ValueError("attention_mask must contain at least one True per batch element.")
     return mask
 
@@ -164,8 +167,11 @@ def begin(model: MegalodonForCausalLM, prompt_ids, mask, cache, state: Generatio
     if state is None:
         logits, cache = _last_logits(model, prompt_ids, mask, cache)
         return GenerationState(cache, logits, jnp.zeros(prompt_ids.shape[0], bool))
-    if cache is not None or prompt_ids.shape[1]:
-        raise ValueError("a state goes on where it stopped: give no cache and a prompt of shape [B, 0] with it")
+    if cache is not None or mask is not None or prompt_ids.shape != (*state.finished.shape, 0):
+        raise ValueError(
+            f"a state goes on where it stopped: give it no cache, no mask and a prompt of shape "
+            f"{(*state.finished.shape, 0)}, not {prompt_ids.shape}"
+        )
     return state
 
 
