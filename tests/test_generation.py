@@ -143,7 +143,7 @@ def test_generation_goes_on_exactly(sampled):
     with pytest.raises(ValueError, match="exclude each other"):
         generate(model, prompt, 1, temperature=0.0, return_cache=True, return_state=True)
     for wrong in ({"prompt_ids": prompt}, {"cache": state.cache}, {"prompt_ids": prompt[:1, :0]}):
-        with pytest.raises(ValueError, match="a state goes on where it stopped|counts of shape"):
+        with pytest.raises(ValueError, match=r"a state goes on where it stopped|counts of shape"):
             generate(model, **{"prompt_ids": prompt[:, :0], **wrong}, max_new_tokens=1, temperature=0.0, state=state)
 
 
