@@ -7,8 +7,10 @@ generation   tokens per CPU second of `generate`, for batches
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
 import equinox as eqx
 import jax
@@ -48,27 +50,22 @@ def measure(config: MegalodonConfig, lengths: Sequence[int], rounds: int, far: i
     """Everything as plain data."""
     model = MegalodonForCausalLM(config, key=jax.random.key(0))
     load = environment.load_average()
-    prefill = {length: _table(_prefill(model, length, rounds)) for length in lengths}
-    decode = _decode(model, rounds, far)
-    generation = _table(interleaved({str(batch): _generate(model, batch) for batch in BATCHES}, rounds))
-    record = {
+    samples = {f"prefill {length}": _prefill(model, length, rounds) for length in lengths}
+    decode = samples["decode"] = _decode(model, rounds, far)
+    samples["generation"] = interleaved({str(batch): _generate(model, batch) for batch in BATCHES}, rounds)
+    return {
         "versions": environment.versions(),
         "machine": environment.machine(),
         "load_average": {"before": load, "after": environment.load_average()},
         "config": {"suite": "inference", "rounds": rounds, "far": far, "model": config.to_json()},
-        "prefill": prefill,
-        "decode": _table(decode),
-        "noise": _largest(decode[AGAIN], decode[f"at {NEAR}"]),
-        "generation": generation,
-        "targets": [],
+        "samples": {
+            part: {name: [asdict(sample) for sample in found] for name, found in programs.items()}
+            for part, programs in samples.items()
+        },
+        "medians": {part: _medians(programs) for part, programs in samples.items()},
+        "targets": [_prefill_target(length, samples[f"prefill {length}"]) for length in lengths]
+        + [_decode_target(decode, far)],
     }
-    for length, programs in prefill.items():
-        ratio = programs["prefill"] / programs["forward"]
-        record["targets"].append((f"prefill / forward, L = {length} <= {MOST_PREFILL}", ratio, ratio <= MOST_PREFILL))
-    change = abs(record["decode"][f"at {far}"] / record["decode"][f"at {NEAR}"] - 1)
-    name = f"change of decoding from {NEAR} to {far} < noise ({record['noise']:.3f})"
-    record["targets"].append((name, change, change < record["noise"]))
-    return record
 
 
 def text(record: dict) -> str:
@@ -78,15 +75,17 @@ def text(record: dict) -> str:
         ", ".join(f"{name} {version}" for name, version in record["versions"].items())
         + f"\n{record['machine']['cpu']}, {record['machine']['cores']} cores, "
         f"load average {load['before']:.2f} before and {load['after']:.2f} after, "
-        f"{record['config']['rounds']} interleaved rounds, medians\n{record['config']['model']}"
+        f"{record['config']['rounds']} interleaved rounds, medians\n{_model(record['config']['model'])}"
     ]
-    for length, programs in record["prefill"].items():
-        sections.append(_section(f"a prompt of {length} tokens, CPU ms", programs, "forward"))
-    sections.append(_section("one token, CPU ms", record["decode"], f"at {NEAR}"))
-    rates = [[batch, f"{GENERATED * int(batch) * 1e3 / ms:.0f}"] for batch, ms in record["generation"].items()]
-    sections.append(
-        f"generate {GENERATED} tokens after {NEAR}\n{report.table(['batch', 'tokens per CPU second'], rates)}"
-    )
+    for part, programs in record["medians"].items():
+        if part.startswith("prefill"):
+            sections.append(_section(f"{part}: a prompt, CPU ms", programs, "forward"))
+    sections.append(_section("decode: one token, CPU ms", record["medians"]["decode"], f"at {NEAR}"))
+    rates = [
+        [batch, f"{GENERATED * int(batch) * 1e3 / ms:.0f}"] for batch, ms in record["medians"]["generation"].items()
+    ]
+    title = f"generate {GENERATED} tokens; the time is with that of the prompt, {NEAR} tokens"
+    sections.append(f"{title}\n{report.table(['batch', 'new tokens per CPU second'], rates)}")
     sections.append(
         "\n".join(
             f"target {name}: {'met' if met else 'not met'} ({figure:.3f})" for name, figure, met in record["targets"]
@@ -170,13 +169,30 @@ def _agree(name: str, found: np.ndarray, expected: np.ndarray) -> None:
         raise AssertionError(f"{name} gives other logits than the forward: relative RMS {error:.1e}; no figures")
 
 
-def _table(samples: Samples) -> dict[str, float]:
+def _medians(samples: Samples) -> dict[str, float]:
     return {name: median_time(found).total_ms for name, found in samples.items()}
 
 
-def _largest(first: Sequence[CpuTime], second: Sequence[CpuTime]) -> float:
-    """By how much two programs that do the same ever differed in one round."""
-    return max(abs(a.total_ms / b.total_ms - 1) for a, b in zip(first, second, strict=True))
+def _prefill_target(length: int, samples: Samples) -> tuple[str, float, bool]:
+    ratio = _medians(samples)["prefill"] / _medians(samples)["forward"]
+    return f"prefill / forward, L = {length} <= {MOST_PREFILL}", ratio, ratio <= MOST_PREFILL
+
+
+def _decode_target(samples: Samples, far: int) -> tuple[str, float, bool]:
+    """Noise is what two programs that do the same differ by: in half of the rounds by more."""
+    differ = lambda name: [  # noqa: E731
+        a.total_ms / b.total_ms - 1 for a, b in zip(samples[name], samples[f"at {NEAR}"], strict=True)
+    ]
+    noise, change = median(map(abs, differ(AGAIN))), abs(median(differ(f"at {far}")))
+    return f"change of decoding from {NEAR} to {far} < noise ({noise:.3f})", change, change < noise
+
+
+def _model(written: str) -> str:
+    c = MegalodonConfig.from_json(written)
+    return (
+        f"{c.num_layers} layers of dimension {c.model_dim}, Dk = {c.head_dim}, Dv = {c.value_head_dim}, "
+        f"chunks of {c.chunk_size}, vocabulary of {c.vocab_size}, {c.compute_dtype.name}"
+    )
 
 
 def _section(title: str, programs: dict[str, float], unit: str) -> str:

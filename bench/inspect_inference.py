@@ -17,6 +17,7 @@ from bench.inspect_model import IMPLEMENTATIONS, StepFigures, figures
 from bench.model_step import BATCH, CONFIG, LENGTH
 from bench.report import table
 from megalodon_jax import MegalodonConfig, MegalodonForCausalLM, init_cache
+from megalodon_jax.precision import cast_weights
 from pallas_kernels import use_implementation
 
 TARGETS = ("sm_90",)
@@ -24,9 +25,13 @@ PROGRAMS = ("forward", "prefill", "decode")
 
 
 def program(name: str, config: MegalodonConfig = CONFIG) -> tuple[Callable, tuple[Any, ...]]:
-    """A jitted program and its abstract arguments: parameters and ids, for decoding the cache too, given away."""
+    """A jitted program and its abstract arguments: parameters and ids, for decoding the cache too, given away.
+
+    Weights are cast before decoding, as in a loop of many steps.
+    """
     abstract = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
     model = eqx.filter_eval_shape(MegalodonForCausalLM, config, key=jax.random.key(0))
+    model = eqx.filter_eval_shape(cast_weights, model) if name == "decode" else model
     parameters, static = eqx.partition(model, abstract)
     ids = jax.ShapeDtypeStruct((BATCH, 1 if name == "decode" else LENGTH), jnp.int32)
     if name != "decode":
@@ -48,7 +53,7 @@ def run(targets: Sequence[str] = TARGETS, json_file: Path | None = None) -> None
     print(
         "Compiled without a GPU: nothing was run or timed on one. Matmuls are not tuned without a GPU.\n"
         f"A model of {CONFIG.num_layers} layers of dimension {CONFIG.model_dim}, bfloat16 compute, B = {BATCH};\n"
-        f"forward and prefill of L = {LENGTH}, decode of one token."
+        f"forward and prefill of L = {LENGTH}, decode of one token, with weights cast before."
     )
     for target, programs in found.items():
         print(f"\n{target}: {find_target(target).card}\n")

@@ -43,7 +43,8 @@ def pad_batch(
         pad_token_id: what it holds: any token, it is never looked at.
 
     Raises:
-        ValueError: no rows, a row without tokens or not of one dimension, unknown side, no bucket large enough.
+        ValueError: no rows, a row without tokens or not of one dimension, unknown side, no bucket large enough, a token
+            id that is negative or does not fit int32.
         TypeError: token ids that are no integers.
     """
     if side not in ("left", "right"):
@@ -53,6 +54,8 @@ def pad_batch(
         raise ValueError(f"rows must be sequences of at least one token id, got shapes {[row.shape for row in arrays]}")
     if not all(np.issubdtype(row.dtype, np.integer) for row in arrays):
         raise TypeError(f"rows must be of integers, got {sorted({row.dtype.name for row in arrays})}")
+    if any(row.min() < 0 or row.max() >= 2**31 for row in (*arrays, np.asarray([pad_token_id]))):
+        raise ValueError("token ids, and pad_token_id, must be in [0, 2^31)")
     length = bucket_length(max(map(len, arrays)), buckets)
     ids, mask = np.full((len(arrays), length), pad_token_id, np.int32), np.zeros((len(arrays), length), bool)
     for number, row in enumerate(arrays):

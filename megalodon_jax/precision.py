@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from megalodon_jax.model import MegalodonForCausalLM
 from megalodon_jax.parameters import map_parameters, named_parameters
 
 Model = TypeVar("Model", bound=eqx.Module)
@@ -42,11 +43,14 @@ def ensure_sensitive_param_dtype(model: Model, *, dtype=jnp.float32) -> Model:
     return map_parameters(cast, model)
 
 
-def cast_linear_weights(model: Model, dtype) -> Model:
-    """The model with the weights and biases of its linear layers in `dtype`.
+def cast_weights(model: MegalodonForCausalLM) -> MegalodonForCausalLM:
+    """The model with those weights in compute_dtype that every call casts to it anyway: for a loop of many calls.
 
-    A linear layer casts them on every call; a loop of many calls casts once before it starts.
+    They are those of linear layers and, unless `scale_emb` multiplies it before the cast, of the embedding. Outputs
+    stay the same, bit for bit.
     """
-    is_linear = lambda node: isinstance(node, eqx.nn.Linear)  # noqa: E731
-    cast = lambda node: jax.tree.map(lambda a: a.astype(dtype), node) if is_linear(node) else node  # noqa: E731
-    return jax.tree.map(cast, model, is_leaf=is_linear)
+    kinds = eqx.nn.Linear if model.config.scale_emb else (eqx.nn.Linear, eqx.nn.Embedding)
+    is_cast = lambda node: isinstance(node, kinds)  # noqa: E731
+    dtype = model.config.compute_dtype
+    cast = lambda node: jax.tree.map(lambda a: a.astype(dtype), node) if is_cast(node) else node  # noqa: E731
+    return jax.tree.map(cast, model, is_leaf=is_cast)

@@ -107,14 +107,19 @@ def masked_attention(
         precision=lax.Precision.DEFAULT if precision == "tf32" else lax.Precision.HIGHEST,
         preferred_element_type=softmax_dtype,
     )
-    scores = jnp.where(allowed, contract("...qhk,...shk->...hqs", q, k), -jnp.inf)
-    top = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = weights / jnp.where(total == 0, 1, total)
+    weights = masked_softmax(contract("...qhk,...shk->...hqs", q, k), allowed)
     if weights_transform is not None:
         weights = weights_transform(weights)
     return contract("...hqs,...shv->...qhv", weights.astype(v.dtype), v).astype(q.dtype)
+
+
+def masked_softmax(scores: Float[Array, "*#q S"], allowed: Bool[Array, "*#q S"]) -> Float[Array, "*q S"]:
+    """Softmax over the last axis, of what is allowed; 0 where nothing is."""
+    scores = jnp.where(allowed, scores, -jnp.inf)
+    top = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return weights / jnp.where(total == 0, 1, total)
 
 
 def _blocks(a, chunk: int):

@@ -1,5 +1,6 @@
 """Small models with every parameter random, in JAX and in PyTorch, shared by the model tests."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from megalodon_jax import MegalodonConfig, MegalodonForCausalLM
-from megalodon_jax.parameters import map_parameters
+from megalodon_jax.parameters import map_parameters, named_parameters
 from megalodon_jax.precision import is_sensitive
 
 SIZES = {
@@ -54,6 +55,12 @@ def build(**changes) -> MegalodonForCausalLM:
         return jnp.asarray(leaf + value.astype(np.float32).astype(leaf.dtype))
 
     return map_parameters(draw, MegalodonForCausalLM(config(**changes), key=jax.random.key(0)))
+
+
+def with_config(model: MegalodonForCausalLM, **changes) -> MegalodonForCausalLM:
+    """The same parameters under a changed config."""
+    weights, changed = named_parameters(model), dataclasses.replace(model.config, **changes)
+    return map_parameters(lambda name, _: weights[name], MegalodonForCausalLM(changed, key=jax.random.key(0)))
 
 
 def ids(batch: int = 2, length: int = LENGTH, seed: int = 0):

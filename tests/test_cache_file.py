@@ -45,7 +45,8 @@ def test_another_model_is_refused(streamed, tmp_path):
         save_cache(cache, path, dataclasses.replace(model.config, num_layers=1))
     with pytest.raises(ValueError, match=r"not of this config: layer_caches.0.attn.k has shape .*, expected"):
         save_cache(cache, path, dataclasses.replace(model.config, z_dim=32))
-    load_cache(path, model.config)  # still whole
+    trained = dataclasses.replace(model.config, dropout=0.1, use_checkpoint=True, scan_layers=True, eos_token_id=5)
+    load_cache(path, trained)  # the same states; and the file is still whole
 
 
 def test_damage_is_refused(streamed, tmp_path):
@@ -59,6 +60,10 @@ def test_damage_is_refused(streamed, tmp_path):
     path.write_bytes(whole[:-10] + bytes([whole[-10] ^ 1]) + whole[-9:])
     with pytest.raises(ValueError, match="is damaged"):
         load_cache(path, model.config)
+    assert whole.count(b'chunk_size\\": 8') == 1
+    path.write_bytes(whole.replace(b'chunk_size\\": 8', b'chunk_size\\": 9'))
+    with pytest.raises(ValueError, match="is damaged"):
+        load_cache(path, dataclasses.replace(model.config, chunk_size=9))
     with pytest.raises(FileNotFoundError, match="no file"):
         load_cache(tmp_path / "none", model.config)
     from safetensors.numpy import save_file

@@ -23,6 +23,7 @@ from megalodon_jax.cli import data, defaults, loop, sampling
 from megalodon_jax.cli.compressors import baselines, unigram_entropy
 from megalodon_jax.cli.main import main
 from pallas_kernels import use_implementation
+from tests import models
 
 TINY = MegalodonConfig(
     vocab_size=256, model_dim=32, num_layers=1, z_dim=16, value_dim=32, ffn_hidden_dim=32, cema_ndim=2, chunk_size=32,
@@ -119,6 +120,19 @@ def test_generation_streams_what_the_whole_model_predicts(trained):
     ids = jnp.array([[ord("\n"), *drawn]], jnp.int32)
     logits = jax.jit(lambda model, ids: model(ids)[0])(model, ids)
     assert np.argmax(logits[0, :-1], axis=-1).tolist() == drawn
+
+
+def test_text_at_the_end_is_that_of_the_stream(trained):
+    """And ends with the same byte, where one ends it."""
+    drawing = ("--prompt", "9", "--tokens", 30, "--temperature", 3, "--min-p", 0.05)
+    streamed, whole = (run("generate", trained[1], *drawing, how) for how in ("--stream", "--no-stream"))
+    assert streamed == whole
+    assert streamed != run("generate", trained[1], *drawing[:-2])
+    model = load_checkpoint(trained[1])
+    drawn = list(sampling.stream_bytes(model, b"9", 30, seed=0))
+    ending = models.with_config(model, eos_token_id=drawn[4])
+    for draw in (sampling.stream_bytes, sampling.draw_bytes):
+        assert list(draw(ending, b"9", 30, seed=0)) == drawn[: drawn.index(drawn[4]) + 1]
 
 
 def test_decoding_waits_for_whole_characters_and_never_fails():

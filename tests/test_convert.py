@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from megalodon_jax import MegalodonForCausalLM
 from megalodon_jax.parameters import map_parameters, named_parameters
 from megalodon_jax.precision import (
     audit_sensitive_param_dtypes,
-    cast_linear_weights,
+    cast_weights,
     ensure_sensitive_param_dtype,
     is_sensitive,
 )
@@ -104,10 +103,10 @@ def test_sensitive_parameters():
     assert restored.model.embed.weight.dtype == jnp.bfloat16
 
 
-def test_cast_linear_weights_changes_no_output():
-    config = models.config(compute_dtype=jnp.bfloat16, num_layers=1)
-    model = MegalodonForCausalLM(config, key=jax.random.key(0))
-    cast = cast_linear_weights(model, jnp.bfloat16)
+@pytest.mark.parametrize("scale_emb", [False, True])
+def test_cast_weights_changes_no_output(scale_emb):
+    model = models.build(compute_dtype=jnp.bfloat16, num_layers=1, scale_emb=scale_emb)
+    cast = cast_weights(model)
     assert cast.model.layers[0].attn.wz.weight.dtype == jnp.bfloat16
-    assert cast.model.embed.weight.dtype == jnp.float32
+    assert cast.model.embed.weight.dtype == (jnp.float32 if scale_emb else jnp.bfloat16)
     assert jnp.array_equal(cast(models.ids())[0], model(models.ids())[0])

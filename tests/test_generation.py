@@ -1,5 +1,6 @@
 """Generation: what the model says step by step, whatever the batch, the padding and the number of calls."""
 
+import dataclasses
 import math
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from megalodon_jax import generate, generate_jit, generate_stream, index_cache, pad_batch
+from megalodon_jax import generate, generate_jit, generate_stream, index_cache, init_cache, pad_batch
 from tests import kernel_parity, models
 from tests.streams import MODES
 from tests.tolerance import assert_close
@@ -155,6 +156,10 @@ def test_a_stream_of_tokens_is_what_generate_gives(eos):
     found = list(generate_stream(model, ids, 15, jax.random.key(1), **options))
     np.testing.assert_array_equal(np.stack(found, 1), expected[:, ids.shape[1] : ids.shape[1] + len(found)])
     assert len(found) == 15 or (found[-1] == eos).all()
+    if eos == EOS:
+        _, state, _ = generate(model, ids, 1, jax.random.key(1), **options, return_state=True)
+        state = dataclasses.replace(state, finished=jnp.ones(2, bool))
+        assert list(generate_stream(model, ids[:, :0], 5, jax.random.key(1), eos_token_id=eos, state=state)) == []
     with pytest.raises(ValueError, match="max_new_tokens"):
         next(generate_stream(model, ids, 0, temperature=0.0))
 
@@ -185,6 +190,36 @@ def test_bad_batches(unhooked):
         pad_batch([[1.5]])
     with pytest.raises(ValueError, match="side"):
         pad_batch([[1]], side="both")
+    for options in ({"rows": [[2**31]]}, {"rows": [[-1]]}, {"rows": [[1]], "pad_token_id": -1}):
+        with pytest.raises(ValueError, match=r"in \[0, 2\^31\)"):
+            pad_batch(**options)
+
+
+@pytest.mark.parametrize("call", [generate, generate_jit])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt_ids": [[1, 2]]}, "prompt_ids must be an integer array .*, got list"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens must be an integer, not float"),
+        ({"temperature": jnp.float32(0.5)}, "temperature must be a Python number, not an array"),
+        ({"key": 0}, "key must be a PRNG key, .*, got 0"),
+    ],
+)
+def test_what_is_no_option(call, arguments, message, unhooked):
+    model = models.build(num_layers=1)
+    with pytest.raises(TypeError, match=message):
+        call(model, **{"prompt_ids": models.ids(1, 2), "max_new_tokens": 1, "key": jax.random.key(0), **arguments})
+    with pytest.raises(ValueError, match=r"\[batch, length\], got \(2,\)"):
+        call(model, models.ids(1, 2)[0], 1, temperature=0.0)
+
+
+def test_options_of_numpy_are_options(unhooked):
+    options = {"temperature": np.float32(0.5), "top_k": np.int64(3), "top_p": np.float64(0.5)}
+    model = models.build(num_layers=1)
+    np.testing.assert_array_equal(
+        generate(model, models.ids(1, 2), np.int32(3), jax.random.key(0), **options)[0],
+        generate(model, models.ids(1, 2), 3, jax.random.key(0), temperature=0.5, top_k=3, top_p=0.5)[0],
+    )
 
 
 @pytest.mark.parametrize(
@@ -208,5 +243,13 @@ def test_bad_generation_options(arguments, message):
     call = {"prompt_ids": models.ids(1, 2), "max_new_tokens": 1, "key": jax.random.key(0), **arguments}
     with pytest.raises(ValueError, match=message):
         generate(models.build(num_layers=1), **call)
+    with pytest.raises(ValueError, match="empty prompt does not go on from a cache"):
+        generate(
+            models.build(num_layers=1),
+            call["prompt_ids"][:, :0],
+            1,
+            temperature=0.0,
+            cache=init_cache(models.config(num_layers=1), 1),
+        )
     with pytest.raises(ValueError, match="output_size 50 must equal vocab_size 64"):
         generate(models.build(num_layers=1, output_size=50), models.ids(1, 2), 1, temperature=0.0)

@@ -93,6 +93,37 @@ def test_an_unknown_trip_count_is_reported_and_can_be_given():
         traffic(KNOWN, {"loop": 3})
 
 
+ROWS = """HloModule rows, is_scheduled=true
+
+%put (old: f32[], new: f32[]) -> f32[] {
+  %old = f32[] parameter(0)
+RESULT
+}
+
+%scattered (a: f32[8,64], i: s32[2,1], rows: f32[2,64]) -> f32[8,64] {
+  %a = f32[8,64]{1,0} parameter(0)
+  %i = s32[2,1]{1,0} parameter(1)
+  %rows = f32[2,64]{1,0} parameter(2)
+  ROOT %set = f32[8,64]{1,0} scatter(%a, %i, %rows), update_window_dims={1}, to_apply=%put
+}
+
+ENTRY %main (x: f32[8,64], index: s32[2,1], two: f32[2,64]) -> f32[8,64] {
+  %x = f32[8,64]{1,0} parameter(0)
+  %index = s32[2,1]{1,0} parameter(1)
+  %two = f32[2,64]{1,0} parameter(2)
+  ROOT %out = f32[8,64]{1,0} fusion(%x, %index, %two), kind=kInput, calls=%scattered
+}
+"""
+
+
+def test_rows_that_are_overwritten_are_all_that_moves():
+    """Rows of 512 bytes and indices of 8; a sum of old and new counts the whole buffer."""
+    overwriting = traffic(ROWS.replace("RESULT", "  ROOT %new = f32[] parameter(1)"))
+    assert overwriting.bytes == (512 + 8) + 512
+    adding = traffic(ROWS.replace("RESULT", "  %new = f32[] parameter(1)\n  ROOT %sum = f32[] add(%old, %new)"))
+    assert adding.bytes == (2048 + 512 + 8) + 2048
+
+
 def test_returned_buffers_are_no_intermediates():
     assert traffic(KNOWN).largest.bytes == 4  # the counter; carries and stack are returned, updated in place
     dropped = KNOWN.replace("tuple(%last, %all_carries)", "tuple(%last, %x)")

@@ -1,5 +1,6 @@
 """What prefill and decoding compile to, without a GPU: `pytest -m all_targets`."""
 
+import jax
 import pytest
 
 from bench import inspect_inference
@@ -23,6 +24,8 @@ def test_a_state_costs_a_forward_little(found):
 
 
 def test_decoding_reads_weights_and_state_and_little_else(found):
-    kernels, xla = found["decode"].values()
-    assert kernels.bytes_moved <= xla.bytes_moved
-    assert kernels.launches <= xla.launches
+    _, arguments = inspect_inference.program("decode")
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments))
+    for one in found["decode"].values():
+        assert one.bytes_moved <= 1.1 * held
+        assert one.launches <= 260

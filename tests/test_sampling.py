@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from megalodon_jax import sample_token
 
@@ -12,6 +13,15 @@ def test_top_k_keeps_exactly_k_of_equals():
     drawn = np.asarray(sample_token(logits, jax.random.key(0), top_k=3))
     assert set(drawn.tolist()) == {0, 1, 2}
     assert set(np.asarray(sample_token(logits, jax.random.key(0), top_k=1)).tolist()) == {0}
+
+
+def test_keys():
+    logits = jnp.zeros((1, 8))
+    with pytest.raises(ValueError, match="key is required"):
+        sample_token(logits, None)
+    with pytest.raises(TypeError, match="key must be a PRNG key"):
+        sample_token(logits, 3)
+    assert sample_token(logits, None, temperature=0.0).tolist() == [0]
 
 
 def test_top_p_keeps_the_token_that_crosses():

@@ -1,6 +1,7 @@
 """Streams: however one is cut into calls, the result is that of one call, and of each row alone."""
 
 import dataclasses
+import re
 
 import equinox as eqx
 import hypothesis
@@ -11,14 +12,28 @@ import pytest
 from hypothesis import strategies as st
 
 from bench import parity
-from megalodon_jax import MegalodonForCausalLM, index_cache, init_cache, trim_cache
-from megalodon_jax.inference import decode_step
-from megalodon_jax.parameters import map_parameters, named_parameters
+from megalodon_jax import index_cache, init_cache, trim_cache
+from megalodon_jax.inference import decode_step, generate_stream
+from megalodon_jax.parameters import named_parameters
 from tests import kernel_parity, models, streams
 from tests.streams import MODES, step, stream
 from tests.tolerance import MODEL_RELATIVE, assert_close, assert_policy, errors
 
 LENGTH = 40  # five chunks
+
+
+@pytest.fixture
+def compilations():
+    """Names of the programs compiled since it was last cleared."""
+    events = []
+
+    def listen(name: str, *_, **__):
+        if "backend_compile" in name:
+            events.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def fresh(model, batch: int):
@@ -146,6 +161,31 @@ def test_decoding_is_one_program_that_reuses_the_cache():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache) if leaf.ndim > 1)
 
 
+def test_no_call_compiles_again(compilations):
+    """Across chunk boundaries, and for other tokens."""
+    model, ids = models.build(num_layers=1), models.ids(2, 40)
+    cache, tokens, prompts = fresh(model, 2), [ids[:, t] for t in range(40)], [ids[:, :5], ids[:, 5:10]]
+    for t, token in enumerate(tokens):
+        _, cache = decode_step(model, token, cache)
+        if t == 0:
+            compilations.clear()
+    assert not compilations
+    list(generate_stream(model, prompts[0], 2, temperature=0.0, eos_token_id=-1))
+    compilations.clear()
+    assert len(list(generate_stream(model, prompts[1], 20, temperature=0.0, eos_token_id=-1))) == 20
+    assert not compilations
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_memory_of_a_prefill_is_linear(mode):
+    """No array has two axes of the length of the call."""
+    model, length = models.build(num_layers=1, **MODES[mode]), 1000
+    program = jax.make_jaxpr(lambda ids: model(ids, return_cache=True))(jnp.zeros((1, length), jnp.int32))
+    shapes = [[int(n) for n in shape.split(",")] for shape in re.findall(r"\[(\d+(?:,\d+)*)\]", str(program))]
+    assert [1, length, 64] in shapes  # logits
+    assert not [shape for shape in shapes if sum(n >= length for n in shape) > 1]
+
+
 @pytest.mark.parametrize("mode", kernel_parity.first(["sliding", "chunk-local", "unbounded"], 1))
 def test_initial_caches_are_equivalent(mode):
     """Whatever is allocated, and whether or not the state is wanted afterwards."""
@@ -226,7 +266,7 @@ def test_index_and_trim():
     # A ring cut to six slots keeps the newest six keys: the next token sees those and itself.
     trimmed = trim_cache(cache, 6)
     assert trimmed.layer_caches[0].attn.k.shape[1] == 6
-    small = _with_config(model, max_cache_len=8)
+    small = models.with_config(model, max_cache_len=8)
     window = trim_cache(cache, 7)
     assert_close("window", step(small, follow, window)[0], step(small, follow, _last(cache, 7))[0])
     with pytest.raises(ValueError, match="positive"):
@@ -242,12 +282,6 @@ def test_after_a_trim_the_cut_does_not_matter_either(mode):
     many, last = stream(model, ids[:, 5:], (1,) * 6 + (10,), cache)
     assert_close("logits", many, one)
     assert end.layer_caches[0].attn.k.shape[1] == last.layer_caches[0].attn.k.shape[1] == 3
-
-
-def _with_config(model, **changes):
-    config = dataclasses.replace(model.config, **changes)
-    weights = named_parameters(model)
-    return map_parameters(lambda name, _: weights[name], MegalodonForCausalLM(config, key=jax.random.key(0)))
 
 
 def _last(cache, slots):

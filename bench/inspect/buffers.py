@@ -61,7 +61,7 @@ class _Returned:
                 self.mark(computation, operands[0], int(instruction.attribute("index") or 0))
             case "bitcast" | "opt-barrier":
                 self.mark(computation, operands[0], leaf)
-            case "dynamic-update-slice":
+            case "dynamic-update-slice" | "scatter":
                 self.mark(computation, operands[0], _ALL)
             case "while":
                 self.mark(computation, operands[0], leaf)

@@ -5,7 +5,8 @@ results once, and nothing stays in a cache between two launches:
 
     bytes = sum over launches of trips * (read + written)
 
-- A fusion that only slices an operand reads the slices; one that updates a slice in place writes the slice.
+- A fusion that only slices an operand reads the slices; one that overwrites a slice, or scattered rows, in place writes
+  those alone.
 - A loop counts its body and condition times its trip count. Where the compiler does not know the count, the caller
   gives it, or the loop counts once and is listed in `unknown_loops`.
 - Of a conditional, the branch that moves more counts.
@@ -173,11 +174,11 @@ def _moved(instruction: Instruction, computation: Computation, module: Module) -
     sizes = [computation[operand].bytes for operand in instruction.operands]
     opcode = instruction.opcode
     if opcode == "fusion":
-        return _fusion(instruction, sizes, module.computations[module.called(instruction, "calls")])
+        return _fusion(instruction, sizes, module)
     if opcode in _SLICES:
         return instruction.bytes + sum(sizes[1:]), instruction.bytes
-    if opcode == "dynamic-update-slice":
-        return sum(sizes[1:]), sizes[1]
+    if update := _update(instruction, module):
+        return sum(sizes[1:]), sizes[update]
     if opcode == "copy-start":
         return sizes[0], sizes[0]
     if opcode == "custom-call" and instruction.is_tuple:
@@ -186,7 +187,18 @@ def _moved(instruction: Instruction, computation: Computation, module: Module) -
     return sum(sizes), instruction.bytes
 
 
-def _fusion(fusion: Instruction, sizes: list[int], body: Computation) -> tuple[int, int]:
+def _update(instruction: Instruction, module: Module) -> int:
+    """Which operand is written over part of the first one; 0 if the instruction is no such update in place."""
+    if instruction.opcode == "dynamic-update-slice":
+        return 1
+    if instruction.opcode != "scatter" or instruction.is_tuple:
+        return 0
+    combined = root(module.computations[module.called(instruction, "to_apply")])
+    return 2 if (combined.opcode, combined.argument) == ("parameter", "1") else 0
+
+
+def _fusion(fusion: Instruction, sizes: list[int], module: Module) -> tuple[int, int]:
+    body = module.computations[module.called(fusion, "calls")]
     users: dict[str, list[Instruction]] = {}
     for user in body.values():
         for operand in set(user.operands):
@@ -194,9 +206,9 @@ def _fusion(fusion: Instruction, sizes: list[int], body: Computation) -> tuple[i
     returned = root(body)
     leaves = [body[name] for name in returned.operands] if returned.opcode == "tuple" else [returned]
     updates = [_through_views(leaf, body) for leaf in leaves]
-    in_place = {update.name for update in updates if update.opcode == "dynamic-update-slice"}
+    in_place = {update.name: _update(update, module) for update in updates if _update(update, module)}
     written = sum(
-        body[update.operands[1]].bytes if update.name in in_place else leaf.bytes
+        body[update.operands[in_place[update.name]]].bytes if update.name in in_place else leaf.bytes
         for leaf, update in zip(leaves, updates, strict=True)
     )
     read = 0
@@ -219,7 +231,7 @@ def _read(
     parameter: Instruction,
     body: Computation,
     users: Mapping[str, list[Instruction]],
-    in_place: set[str],
+    in_place: Mapping[str, int],
 ) -> int:
     """Bytes of `parameter` (of `size` bytes in all) that the users of its view `name` read."""
     total = 0

@@ -11,10 +11,11 @@ from megalodon_jax.inference.cache import index_cache, init_cache, trim_cache
 from megalodon_jax.inference.cache_file import load_cache, save_cache
 from megalodon_jax.inference.decoding import decode_step, generate_stream
 from megalodon_jax.inference.generation import GenerationState, generate, generate_jit
-from megalodon_jax.inference.sampling import greedy_token, sample_token
+from megalodon_jax.inference.sampling import Sampling, greedy_token, sample_token
 
 __all__ = [
     "GenerationState",
+    "Sampling",
     "decode_step",
     "generate",
     "generate_jit",

@@ -53,13 +53,14 @@ def init_cache(
 def trim_cache(cache: ModelCache, max_len: int) -> ModelCache:
     """Keep at most the `max_len` newest keys and values of every layer; everything else is unchanged.
 
-    The cache stays that size: from here on a query sees at most its last `max_len` keys, itself included.
+    The cache stays that size: from here on a query sees at most its last `max_len` keys, itself included. A layer that
+    holds no keys has nothing to cut: a stream that is to begin with a small ring needs `init_cache(allocate_kv=True)`.
 
     Raises:
-        ValueError: max_len not positive.
+        ValueError: max_len not a positive integer.
     """
-    if max_len <= 0:
-        raise ValueError(f"max_len must be positive, got {max_len}")
+    if not isinstance(max_len, int | np.integer) or max_len <= 0:
+        raise ValueError(f"max_len must be a positive integer, got {max_len!r}")
 
     def trim(layer: LayerCache | None) -> LayerCache | None:
         if layer is None or layer.attn is None or layer.attn.k.shape[1] <= max_len:

@@ -1,7 +1,8 @@
 """The state of a stream in a safetensors file.
 
 Tensors are named after where they are in the cache (`layer_caches.0.attn.k`); complex ones are stored as two. The
-metadata hold the config the cache is of, and the SHA-256 of names, dtypes, shapes and bytes of all tensors.
+metadata hold the config the cache is of, and the SHA-256 of that and of names, dtypes, shapes and bytes of all tensors.
+A cache fits every config that gives the same states: options of training, and which tokens begin and end, may differ.
 """
 
 import hashlib
@@ -19,6 +20,10 @@ from megalodon_jax.inference.cache import init_cache
 from megalodon_jax.types import AttentionCache, EMAState, LayerCache, ModelCache, NormState
 
 FORMAT = "megalodon-jax-cache-1"
+_NO_MATTER = {
+    "attention_dropout", "bos_token_id", "dropout", "eos_token_id", "hidden_dropout", "init_mode", "scan_layers",
+    "softmax_dtype", "use_checkpoint",
+}  # fmt: skip
 _PARTS = {"attn": AttentionCache, "norm": NormState, "ema": EMAState}
 
 
@@ -32,7 +37,8 @@ def save_cache(cache: ModelCache, path: str | os.PathLike, config: MegalodonConf
     path = Path(path)
     _require_fit(cache, config)
     tensors = _tensors(cache)
-    metadata = {"format": FORMAT, "config": config.to_json(), "sha256": _digest(tensors)}
+    written = config.to_json()
+    metadata = {"format": FORMAT, "config": written, "sha256": _digest(tensors, written)}
     write_pending(path, tensors, metadata)
     try:
         os.replace(pending(path), path)
@@ -52,16 +58,17 @@ def load_cache(path: str | os.PathLike, config: MegalodonConfig) -> ModelCache:
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not a cache: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-    if metadata.get("sha256") != _digest(tensors):
-        raise ValueError(f"{path} is damaged: its tensors are not those that were saved; copy or save it again")
+    written = metadata.get("config", "")
+    if metadata.get("sha256") != _digest(tensors, written):
+        raise ValueError(f"{path} is damaged: it does not hold what was saved; copy or save it again")
     try:
-        saved = MegalodonConfig.from_json(metadata.get("config", ""))
+        saved = MegalodonConfig.from_json(written)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: its config cannot be read: {error}; copy or save it again") from error
+        raise ValueError(f"{path} is of another version, whose config cannot be read here: {error}") from error
     differing = [
         f"{name} {getattr(saved, name)!r}, not {getattr(config, name)!r}"
         for name in vars(config)
-        if getattr(saved, name) != getattr(config, name)
+        if name not in _NO_MATTER and getattr(saved, name) != getattr(config, name)
     ]
     if differing:
         raise ValueError(
@@ -116,8 +123,8 @@ def _cache(tensors: dict[str, np.ndarray], num_layers: int) -> ModelCache:
     return ModelCache(layers, part(NormState, "final_norm"))
 
 
-def _digest(tensors: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: dict[str, np.ndarray], config: str) -> str:
+    digest = hashlib.sha256(config.encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())

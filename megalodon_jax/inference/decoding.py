@@ -6,10 +6,10 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from megalodon_jax.inference.generation import Step, begin, checked, draw, ending, next_draw, with_bos
+from megalodon_jax.inference.generation import Step, begin, check_call, draw, next_draw, resolve_eos, with_bos
 from megalodon_jax.inference.sampling import Sampling
 from megalodon_jax.model import MegalodonForCausalLM
-from megalodon_jax.precision import cast_linear_weights
+from megalodon_jax.precision import cast_weights
 from megalodon_jax.types import GenerationState, ModelCache
 
 
@@ -18,9 +18,9 @@ def decode_step(
 ) -> tuple[Float[Array, "B V"], ModelCache]:
     """Logits after one more token of each row, and the new cache; compiled.
 
-    The given cache is used up: its memory is that of the new one. Weights are cast on every call; for many calls cast
-    those of linear layers once, by `megalodon_jax.precision.cast_linear_weights`. Values are looked at only with
-    `checks`: otherwise token ids and room in the counters (2^31 - 1 tokens) are the caller's.
+    The given cache is used up: its memory is that of the new one. Weights are cast to compute_dtype on every call; for
+    many calls cast them once, by `megalodon_jax.precision.cast_weights`. Values are looked at only with `checks`:
+    otherwise token ids and room in the counters (2^31 - 1 tokens) are the caller's.
     """
     return _decode((model, tokens), cache, checks)
 
@@ -50,13 +50,16 @@ def generate_stream(
 ) -> Iterator[np.ndarray]:
     """The tokens of `generate`, [B] int32, each as soon as it is known; ends when every row has ended.
 
-    Arguments and errors as in `generate`; errors come with the first token.
+    Arguments and errors as in `generate`; errors come with the first token. Gives back no state: where a stream has to
+    go on later, `generate` does.
     """
-    attention_mask = checked(model, prompt_ids, max_new_tokens, attention_mask, cache, state)
-    eos, sampling = ending(model.config, eos_token_id), Sampling(temperature, top_k, top_p, min_p)
-    model = cast_linear_weights(model, model.config.compute_dtype)  # once, and not at every token
+    attention_mask = check_call(model, prompt_ids, max_new_tokens, attention_mask, cache, state)
+    eos, sampling = resolve_eos(model.config, eos_token_id), Sampling(temperature, top_k, top_p, min_p)
+    model = cast_weights(model)  # once, and not at every token
     if state is None:
-        prompt_ids, attention_mask = with_bos(model.config, prompt_ids, attention_mask, bos_token_id)
+        prompt_ids, attention_mask = with_bos(model.config, prompt_ids, attention_mask, bos_token_id, cache)
+    elif np.asarray(state.finished).all():
+        return
     step = _first(model, prompt_ids, attention_mask, cache, state, key, sampling, eos)
     yield np.array(step.token)
     for _ in range(max_new_tokens - 1):

@@ -4,6 +4,7 @@ The loop ends when every row has ended. A row that has ended is filled up with i
 into its state, which is therefore that of the row alone.
 """
 
+from dataclasses import asdict
 from typing import NamedTuple
 
 import equinox as eqx
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, Float32, Int, Int32
 from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.inference.sampling import Sampling
 from megalodon_jax.model import MegalodonForCausalLM
-from megalodon_jax.precision import cast_linear_weights
+from megalodon_jax.precision import cast_weights
 from megalodon_jax.types import GenerationState, ModelCache
 from megalodon_jax.validation import check_mask, is_all_true, require_in_range, require_room
 
@@ -45,7 +46,8 @@ def generate(
 
     Args:
         model: the language model.
-        prompt_ids: token ids; an empty prompt (P = 0) starts from one BOS token, which appears in the output.
+        prompt_ids: token ids; an empty prompt (P = 0) starts from one BOS token, which appears in the output; beside a
+            cache only if `bos_token_id` is given.
         max_new_tokens: number of tokens to add.
         key: PRNG key, needed unless temperature is 0.
         temperature, top_k, top_p, min_p: as in `Sampling`.
@@ -63,13 +65,15 @@ def generate(
         temperature 0).
 
     Raises:
-        ValueError: max_new_tokens not positive, no key, no BOS, a row without a token, a stream that would pass 2^31
-            - 1 tokens, a state beside a cache or a prompt, or an option that `Sampling` or the model rejects.
+        ValueError: max_new_tokens not positive, no key, no BOS, a prompt not of two dimensions, a row without a token,
+            a stream that would pass 2^31 - 1 tokens, a state beside a cache or a prompt, or an option that `Sampling`
+            or the model rejects.
+        TypeError: prompt_ids or max_new_tokens not integer, an option or a key of another type than expected.
     """
-    attention_mask = checked(model, prompt_ids, max_new_tokens, attention_mask, cache, state)
+    attention_mask = check_call(model, prompt_ids, max_new_tokens, attention_mask, cache, state)
+    sampling = Sampling(temperature, top_k, top_p, min_p)
     return generate_jit(
-        model, prompt_ids, max_new_tokens, key,
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        model, prompt_ids, int(max_new_tokens), key, **asdict(sampling),
         bos_token_id=bos_token_id, eos_token_id=eos_token_id, attention_mask=attention_mask,
         cache=cache, return_cache=return_cache, state=state, return_state=return_state,
     )  # fmt: skip
@@ -96,12 +100,13 @@ def generate_jit(
 ) -> tuple[Int[Array, "B T"], ModelCache | GenerationState | None, jax.Array | None]:
     """`generate` without the checks that need concrete values."""
     _require_some(max_new_tokens)
+    _check_prompt(prompt_ids)
     if return_cache and return_state:
         raise ValueError("return_cache and return_state exclude each other: a state holds its cache")
-    eos, sampling = ending(model.config, eos_token_id), Sampling(temperature, top_k, top_p, min_p)
-    model = cast_linear_weights(model, model.config.compute_dtype)  # once, and not at every token
+    eos, sampling = resolve_eos(model.config, eos_token_id), Sampling(temperature, top_k, top_p, min_p)
+    model = cast_weights(model)  # once, and not at every token
     if state is None:
-        prompt_ids, attention_mask = with_bos(model.config, prompt_ids, attention_mask, bos_token_id)
+        prompt_ids, attention_mask = with_bos(model.config, prompt_ids, attention_mask, bos_token_id, cache)
     state = begin(model, prompt_ids, attention_mask, cache, state)
     step = draw(state, key, sampling, eos)
     tokens = jnp.full((prompt_ids.shape[0], max_new_tokens), 0 if eos is None else eos, jnp.int32)
@@ -124,9 +129,10 @@ def generate_jit(
     return ids, state.cache if return_cache else state, step.key
 
 
-def checked(model: MegalodonForCausalLM, prompt_ids, max_new_tokens: int, mask, cache, state):
+def check_call(model: MegalodonForCausalLM, prompt_ids, max_new_tokens: int, mask, cache, state):
     """The mask, None where it says nothing, after every check of a call that needs concrete values."""
     _require_some(max_new_tokens)
+    _check_prompt(prompt_ids)
     require_in_range("prompt_ids", prompt_ids, model.config.vocab_size, checks=False)
     check_mask(mask, prompt_ids)
     held, prompt = (cache, max(prompt_ids.shape[-1], 1)) if state is None else (state.cache, 0)
@@ -200,7 +206,7 @@ def feed(model: MegalodonForCausalLM, step: Step, eos: int | None) -> Generation
     return GenerationState(cache, logits, step.finished)
 
 
-def ending(config: MegalodonConfig, eos_token_id: int | None) -> int | None:
+def resolve_eos(config: MegalodonConfig, eos_token_id: int | None) -> int | None:
     """The token that ends a row, None for none."""
     eos = config.eos_token_id if eos_token_id is None else eos_token_id
     if eos is not None and eos != NEVER and not 0 <= eos < config.vocab_size:
@@ -208,12 +214,15 @@ def ending(config: MegalodonConfig, eos_token_id: int | None) -> int | None:
     return None if eos == NEVER else eos
 
 
-def with_bos(config: MegalodonConfig, prompt_ids, mask, bos_token_id: int | None):
+def with_bos(config: MegalodonConfig, prompt_ids, mask, bos_token_id: int | None, cache: ModelCache | None):
     """The prompt, or one BOS token for an empty one, and its mask."""
-    if prompt_ids.ndim != 2:
-        raise ValueError(f"prompt_ids must have shape [batch, length], got {prompt_ids.shape}")
     if prompt_ids.shape[1]:
         return prompt_ids, mask
+    if cache is not None and bos_token_id is None:
+        raise ValueError(
+            "an empty prompt does not go on from a cache, which has no logits: give its last token as the prompt, a "
+            "state (return_state) instead of a cache, or bos_token_id to begin a text there"
+        )
     bos = config.bos_token_id if bos_token_id is None else bos_token_id
     if bos is None:
         raise ValueError("an empty prompt needs bos_token_id, and config.bos_token_id is None")
@@ -222,7 +231,17 @@ def with_bos(config: MegalodonConfig, prompt_ids, mask, bos_token_id: int | None
     return jnp.full((prompt_ids.shape[0], 1), bos, jnp.int32), None
 
 
+def _check_prompt(prompt_ids) -> None:
+    if not (hasattr(prompt_ids, "dtype") and jnp.issubdtype(prompt_ids.dtype, jnp.integer)):
+        found = getattr(prompt_ids, "dtype", type(prompt_ids).__name__)
+        raise TypeError(f"prompt_ids must be an integer array [batch, length], got {found}")
+    if prompt_ids.ndim != 2:
+        raise ValueError(f"prompt_ids must have shape [batch, length], got {prompt_ids.shape}")
+
+
 def _require_some(max_new_tokens: int) -> None:
+    if not isinstance(max_new_tokens, int | np.integer):
+        raise TypeError(f"max_new_tokens must be an integer, not {type(max_new_tokens).__name__}")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be non-negative, got {max_new_tokens}")
     if max_new_tokens == 0:

@@ -1,9 +1,10 @@
 """A token from logits: greedy, or drawn from what temperature, top_k, top_p and min_p leave."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int32
 
 
@@ -19,6 +20,7 @@ class Sampling:
 
     Raises:
         ValueError: temperature or top_k negative, top_p outside (0, 1], min_p outside [0, 1].
+        TypeError: a JAX array: options are part of the compiled program.
     """
 
     temperature: float = 1.0
@@ -27,6 +29,11 @@ class Sampling:
     min_p: float | None = None
 
     def __post_init__(self):
+        for name, value in asdict(self).items():
+            if isinstance(value, jax.Array):
+                raise TypeError(f"{name} must be a Python number, not an array: it is part of the compiled program")
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())
         if not self.temperature >= 0:
             raise ValueError(f"temperature must be >= 0, got {self.temperature}")
         if self.top_k is not None and self.top_k < 0:
@@ -40,9 +47,7 @@ class Sampling:
         """A token for each row, and the key for the next draw; at temperature 0 the key is not used."""
         if self.temperature == 0:
             return greedy_token(logits), key
-        if key is None:
-            raise ValueError("key is required when temperature > 0.")
-        key, sub = jax.random.split(key)
+        key, sub = jax.random.split(_checked(key))
         return self._sample(logits, sub), key
 
     def _sample(self, logits, key):
@@ -76,4 +81,12 @@ def sample_token(
     `key` is used up, but for temperature 0.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p)
-    return greedy_token(logits) if temperature == 0 else sampling._sample(logits, key)
+    return greedy_token(logits) if temperature == 0 else sampling._sample(logits, _checked(key))
+
+
+def _checked(key):
+    if key is None:
+        raise ValueError("key is required when temperature > 0.")
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise TypeError(f"key must be a PRNG key, such as jax.random.key(0), got {key!r}")
+    return key

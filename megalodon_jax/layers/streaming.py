@@ -14,17 +14,25 @@ from jax import lax
 
 from megalodon_jax.layers.ring import history, positions_in_slots
 from megalodon_jax.types import AttentionCache
-from reference.chunked_attention import masked_attention
+from reference.chunked_attention import masked_attention, masked_softmax
 
 
 def attend_newest(q, cache: AttentionCache, *, chunk_size: int, window: int | None, accum_dtype, weights_transform):
-    """Attention of the one newest token, already in the ring: reads the slots in place, in any order."""
+    """Attention of the one newest token, already in the ring: reads the slots in place, in any order.
+
+    Products with one query are no matmuls: as such XLA would first copy the ring into another order on CPU. Slots that
+    the query does not see are multiplied by zero: they hold older tokens, or the zeros of an empty ring.
+    """
     newest = cache.count[:, None] - 1
     positions = positions_in_slots(cache.count, cache.k.shape[1])
     seen = (positions >= 0) & _within(positions, newest, chunk_size, window)
-    return masked_attention(
-        q, cache.k, cache.v, seen[:, None, None], softmax_dtype=accum_dtype, weights_transform=weights_transform
-    )
+    scores = jnp.sum(q.astype(accum_dtype) * cache.k.astype(accum_dtype), axis=-1)  # [B, S, H]
+    weights = masked_softmax(jnp.moveaxis(scores, 1, 2), seen[:, None])
+    if weights_transform is not None:
+        weights = weights_transform(weights)
+    weights = weights.astype(cache.v.dtype)
+    values = {"precision": lax.Precision.HIGHEST, "preferred_element_type": accum_dtype}
+    return jnp.einsum("bhs,bshv->bhv", weights, cache.v, **values).astype(q.dtype)[:, None]
 
 
 def attend_cached(
@@ -53,13 +61,18 @@ def attend_cached(
         """A block of queries (its number, [B, T, H, K]) and the `reach` keys before them."""
         index, queries = block
         start, size = index * queries.shape[1], queries.shape[1]
-        near, far = (lax.dynamic_slice_in_dim(a, start, reach + size, 1) for a in (keys, values))
+        block_keys, block_values = (lax.dynamic_slice_in_dim(a, start, reach + size, 1) for a in (keys, values))
         at_key = (first + start + jnp.arange(reach + size))[:, None, :]
         at_query = (first + reach + start + jnp.arange(size))[:, :, None]
         seen = (at_key >= 0) & (at_key < end[..., None]) & (at_key <= at_query) & (at_key > at_query - held)
         seen = seen & _within(at_key, at_query, chunk_size, window)
         return masked_attention(
-            queries, near, far, seen[:, None], softmax_dtype=accum_dtype, weights_transform=weights_transform
+            queries,
+            block_keys,
+            block_values,
+            seen[:, None],
+            softmax_dtype=accum_dtype,
+            weights_transform=weights_transform,
         )
 
     if length <= chunk_size:
