@@ -1,13 +1,14 @@
 """Suite `inference` on CPU: what a state costs a forward, and what a token costs, anywhere in a stream.
 
-prefill      a prompt in one call that returns the state, beside the plain forward, and beside a scan over its tokens
+prefill      a prompt in one call that returns the state, at the start or in mid-stream, beside the plain forward, and
+             beside a scan over its tokens
 decode       a token per call: early in a stream and far on in it, beside plain decoding and PyTorch's
 generation   tokens per CPU second of `generate`, for batches
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -20,6 +21,7 @@ import numpy as np
 from bench import environment, plain_decoding, report
 from bench.measure import CpuTime, interleaved, median_time
 from megalodon_jax import MegalodonConfig, MegalodonForCausalLM, decode_step, generate, init_cache
+from megalodon_jax.parameters import map_parameters, named_parameters
 
 CONFIG = MegalodonConfig(
     vocab_size=1024, model_dim=256, num_layers=4, z_dim=64, value_dim=512, ffn_hidden_dim=640, chunk_size=512,
@@ -59,11 +61,15 @@ def measure(config: MegalodonConfig, lengths: Sequence[int], rounds: int, far: i
         "load_average": {"before": load, "after": environment.load_average()},
         "config": {"suite": "inference", "rounds": rounds, "far": far, "model": config.to_json()},
         "samples": {
-            part: {name: [asdict(sample) for sample in found] for name, found in programs.items()}
+            part: {name: [dataclasses.asdict(sample) for sample in found] for name, found in programs.items()}
             for part, programs in samples.items()
         },
         "medians": {part: _medians(programs) for part, programs in samples.items()},
-        "targets": [_prefill_target(length, samples[f"prefill {length}"]) for length in lengths]
+        "targets": [
+            _prefill_target(name, length, samples[f"prefill {length}"])
+            for length in lengths
+            for name in ("prefill", f"prefill at {NEAR}")
+        ]
         + [_decode_target(decode, far)],
     }
 
@@ -79,8 +85,8 @@ def text(record: dict) -> str:
     ]
     for part, programs in record["medians"].items():
         if part.startswith("prefill"):
-            sections.append(_section(f"{part}: a prompt, CPU ms", programs, "forward"))
-    sections.append(_section("decode: one token, CPU ms", record["medians"]["decode"], f"at {NEAR}"))
+            sections.append(_section(f"{part}: a prompt, CPU ms", programs, "forward", int(part.split()[1])))
+    sections.append(_section("decode: one token, CPU ms", record["medians"]["decode"], f"at {NEAR}", 1))
     rates = [
         [batch, f"{GENERATED * int(batch) * 1e3 / ms:.0f}"] for batch, ms in record["medians"]["generation"].items()
     ]
@@ -96,19 +102,28 @@ def text(record: dict) -> str:
 
 def _prefill(model: MegalodonForCausalLM, length: int, rounds: int) -> Samples:
     print(f"measuring a prompt of {length} tokens ...", file=sys.stderr, flush=True)
-    ids = _ids(model, 1, length)
+    ids, before = _ids(model, 1, length), _ids(model, 1, NEAR, seed=1)
     start = plain_decoding.fresh(model, 1)
+    slides = dataclasses.replace(model.config, max_cache_len=2 * model.config.chunk_size)
+    sliding = map_parameters(
+        lambda name, _: named_parameters(model)[name], MegalodonForCausalLM(slides, key=jax.random.key(0))
+    )
     forward = eqx.filter_jit(lambda model, ids: model(ids)[0])
-    streamed = eqx.filter_jit(lambda model, ids: model(ids, return_cache=True))
+    streamed = eqx.filter_jit(lambda model, ids, cache=None: model(ids, cache=cache, return_cache=True))
     plain = eqx.filter_jit(plain_decoding.prefill)
     programs = {
         "forward": lambda: jax.block_until_ready(forward(model, ids)),
         "prefill": lambda: jax.block_until_ready(streamed(model, ids)),
+        f"prefill at {NEAR}": lambda: jax.block_until_ready(streamed(model, ids, cache)),
+        "prefill, sliding, W = 2 C": lambda: jax.block_until_ready(streamed(sliding, ids)),
         "plain scan": lambda: jax.block_until_ready(plain(model, ids, start)),
     }
+    _, cache = streamed(model, before)
     expected = np.asarray(programs["forward"]())
     for name in ("prefill", "plain scan"):
         _agree(name, np.asarray(programs[name]()[0]), expected)
+    whole, _ = streamed(model, jnp.concatenate([before, ids], axis=1))
+    _agree(f"prefill at {NEAR}", np.asarray(programs[f"prefill at {NEAR}"]()[0]), np.asarray(whole[:, NEAR:]))
     return interleaved(programs, rounds)
 
 
@@ -118,7 +133,7 @@ def _decode(model: MegalodonForCausalLM, rounds: int, far: int) -> Samples:
     prompt = _ids(model, 1, NEAR)
     _, plain = eqx.filter_jit(plain_decoding.prefill)(model, prompt, plain_decoding.fresh(model, 1))
     cache = init_cache(model.config, 1, allocate_kv=True, allocate_norm=True, allocate_ema=True)
-    programs = {
+    programs: dict[str, Callable[[], object]] = {
         f"at {NEAR}": _steps(decode_step, model, _streamed(model, cache, NEAR)),
         AGAIN: _steps(decode_step, model, _streamed(model, cache, NEAR)),
         f"at {far}": _steps(decode_step, model, _streamed(model, cache, far)),
@@ -127,7 +142,10 @@ def _decode(model: MegalodonForCausalLM, rounds: int, far: int) -> Samples:
     if find_spec("torch") is not None:
         from bench.torch_decoding import steps
 
-        programs["PyTorch, eager"] = steps(model, np.asarray(prompt), TOKENS)
+        programs["PyTorch, eager"] = steps(model, np.asarray(prompt), np.asarray(_token(model)), TOKENS)
+    logits = {name: np.asarray(program()) for name, program in programs.items()}
+    for name in logits.keys() - {f"at {far}"}:
+        _agree(name, logits[name], logits[f"at {NEAR}"])
     samples = interleaved(programs, rounds)
     one = lambda s: CpuTime(*(part / TOKENS for part in (s.user_ms, s.system_ms, s.total_ms)))  # noqa: E731
     return {name: [one(sample) for sample in found] for name, found in samples.items()}
@@ -136,22 +154,25 @@ def _decode(model: MegalodonForCausalLM, rounds: int, far: int) -> Samples:
 def _streamed(model: MegalodonForCausalLM, cache, length: int):
     """A cache that has seen `length` tokens, for which the model has run over all of them."""
     feed = eqx.filter_jit(lambda model, ids, cache: model(ids, cache=cache, return_cache=True)[1])
-    piece = 4 * model.config.chunk_size
+    ids, piece = _ids(model, 1, length), 4 * model.config.chunk_size
     for start in range(0, length, piece):
-        cache = feed(model, _ids(model, 1, min(piece, length - start), seed=start), cache)
+        cache = feed(model, ids[:, start : start + piece], cache)
     return cache
 
 
-def _steps(step: Callable, model: MegalodonForCausalLM, state) -> Callable[[], None]:
+def _steps(step: Callable, model: MegalodonForCausalLM, state) -> Callable[[], jax.Array]:
     """A program of TOKENS steps (model, token, state) -> (logits, state), from where its last call stopped."""
-    held, token = [state], _ids(model, 1, 1)[:, 0]
+    held, token = [state], _token(model)
 
-    def program() -> None:
-        for _ in range(TOKENS):
-            logits, held[0] = step(model, token, held[0])
-            logits.block_until_ready()
+    def one() -> jax.Array:
+        logits, held[0] = step(model, token, held[0])
+        return logits.block_until_ready()
 
-    return program
+    return lambda: [one() for _ in range(TOKENS)][-1]
+
+
+def _token(model: MegalodonForCausalLM) -> jax.Array:
+    return _ids(model, 1, 1)[:, 0]
 
 
 def _generate(model: MegalodonForCausalLM, batch: int) -> Callable[[], object]:
@@ -166,16 +187,16 @@ def _ids(model: MegalodonForCausalLM, batch: int, length: int, seed: int = 0) ->
 def _agree(name: str, found: np.ndarray, expected: np.ndarray) -> None:
     error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
     if not error < 1e-4:
-        raise AssertionError(f"{name} gives other logits than the forward: relative RMS {error:.1e}; no figures")
+        raise AssertionError(f"{name} gives other logits: relative RMS {error:.1e}; no figures")
 
 
 def _medians(samples: Samples) -> dict[str, float]:
     return {name: median_time(found).total_ms for name, found in samples.items()}
 
 
-def _prefill_target(length: int, samples: Samples) -> tuple[str, float, bool]:
-    ratio = _medians(samples)["prefill"] / _medians(samples)["forward"]
-    return f"prefill / forward, L = {length} <= {MOST_PREFILL}", ratio, ratio <= MOST_PREFILL
+def _prefill_target(name: str, length: int, samples: Samples) -> tuple[str, float, bool]:
+    ratio = _medians(samples)[name] / _medians(samples)["forward"]
+    return f"{name} / forward, L = {length} <= {MOST_PREFILL}", ratio, ratio <= MOST_PREFILL
 
 
 def _decode_target(samples: Samples, far: int) -> tuple[str, float, bool]:
@@ -195,6 +216,8 @@ def _model(written: str) -> str:
     )
 
 
-def _section(title: str, programs: dict[str, float], unit: str) -> str:
-    rows = [[name, f"{ms:.2f}", f"{ms / programs[unit]:.2f}"] for name, ms in programs.items()]
-    return f"{title}\n{report.table(['', 'ms', f'/ {unit}'], rows, left=1)}"
+def _section(title: str, programs: dict[str, float], unit: str, tokens: int) -> str:
+    rows = [
+        [name, f"{ms:.2f}", f"{ms / programs[unit]:.2f}", f"{tokens * 1e3 / ms:.0f}"] for name, ms in programs.items()
+    ]
+    return f"{title}\n{report.table(['', 'ms', f'/ {unit}', 'tokens per CPU second'], rows, left=1)}"

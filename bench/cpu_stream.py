@@ -45,7 +45,7 @@ def run(lengths: Sequence[int] = LENGTHS, json_file: Path | None = None) -> None
         rows = [[f"{(n + 1) * length // PARTS}", f"{error:.1e}"] for n, error in enumerate(errors)]
         print(f"\n{mode}: {length} tokens in pieces of {', '.join(map(str, PIECES))}, again and again")
         print(report.table(["up to token", "relative RMS error of the logits"], rows))
-        print(f"target largest <= {MOST:g}: {'met' if max(errors) <= MOST else 'not met'} ({max(errors):.1e})")
+        print(f"target largest <= {MOST:g}: {'met' if small(errors) else 'not met'} ({np.max(errors):.1e})")
     if json_file is not None:
         report.write_json(record, json_file)
 
@@ -62,6 +62,11 @@ def along(mode: str, length: int) -> list[float]:
         float(np.sqrt(np.mean((found[:, a:b] - expected[:, a:b]) ** 2) / np.mean(expected[:, a:b] ** 2)))
         for a, b in itertools.pairwise(cuts)
     ]
+
+
+def small(errors: Sequence[float]) -> bool:
+    """Are they all within what is allowed? A NaN is not."""
+    return all(error <= MOST for error in errors)
 
 
 def _random(config: MegalodonConfig) -> MegalodonForCausalLM:

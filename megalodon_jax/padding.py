@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
+from reference.segments import take_rows
+
 
 def bucket_length(length: int, buckets: Sequence[int] | None = None) -> int:
     """The smallest bucket that holds `length` tokens; with None buckets are the powers of two.
@@ -28,19 +30,19 @@ def pad_batch(
     *,
     buckets: Sequence[int] | None = None,
     side: Literal["left", "right"] = "left",
-    pad_token_id: int = 0,
+    pad_token_id: int | None = None,
 ) -> tuple[Int32[Array, "B L"], Bool[Array, "B L"]]:
     """Token ids and attention mask of rows of different lengths, as long as the bucket of the longest one.
 
-    Callers with many lengths compile once for each bucket (`generate` once more where nothing is padded). `generate`
-    and calls with a cache take either side and give what each row gives alone. A call without takes "right": there
-    nothing sees the padding, and chunks begin where the row does.
+    Callers with many lengths compile once for each bucket. `generate` and calls with a cache take either side and give
+    what each row gives alone. A call without takes "right": there nothing sees the padding, and chunks begin where the
+    row does.
 
     Args:
         rows: token ids of each row.
         buckets: lengths to choose from, powers of two if None.
         side: where the padding stands.
-        pad_token_id: what it holds: any token, it is never looked at.
+        pad_token_id: what it holds, 0 if None: any token, it is never looked at.
 
     Raises:
         ValueError: no rows, a row without tokens or not of one dimension, unknown side, no bucket large enough, a token
@@ -54,6 +56,7 @@ def pad_batch(
         raise ValueError(f"rows must be sequences of at least one token id, got shapes {[row.shape for row in arrays]}")
     if not all(np.issubdtype(row.dtype, np.integer) for row in arrays):
         raise TypeError(f"rows must be of integers, got {sorted({row.dtype.name for row in arrays})}")
+    pad_token_id = 0 if pad_token_id is None else pad_token_id
     if any(row.min() < 0 or row.max() >= 2**31 for row in (*arrays, np.asarray([pad_token_id]))):
         raise ValueError("token ids, and pad_token_id, must be in [0, 2^31)")
     length = bucket_length(max(map(len, arrays)), buckets)
@@ -73,8 +76,5 @@ def tokens_first(
     order = jnp.argsort(~mask, axis=1, stable=True)
     back = jnp.argsort(order, axis=1)
 
-    def restore(a: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(a, back.reshape(*back.shape, *(1,) * (a.ndim - 2)), axis=1)
-
-    ids, mask = (jnp.take_along_axis(a, order, axis=1) for a in (ids, mask))
-    return ids, mask, restore
+    ids, mask = (take_rows(a, order) for a in (ids, mask))
+    return ids, mask, lambda a: take_rows(a, back)

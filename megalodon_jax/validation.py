@@ -4,6 +4,7 @@ Shapes and dtypes are always checked. Values are checked when they are concrete 
 with `checks=True`, because a check there is a host callback in the compiled program.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from megalodon_jax.types import ModelCache
+from megalodon_jax.types import ModelCache, NormState
 
 MOST_TOKENS = 2**31 - 1  # counters are int32
 
@@ -75,19 +76,30 @@ def require_in_range(name: str, ids: jax.Array, size: int, checks: bool) -> jax.
 
 
 def require_room(ids: jax.Array, cache: ModelCache, more: int, checks: bool) -> jax.Array:
-    """`ids` [B, L], or an error if a counter of the cache would overflow by so many more tokens."""
-    if cache.final_norm is not None and all(layer is None for layer in cache.layer_caches):
+    """`ids` [B, L], or an error if a counter of the cache would overflow by so many more tokens, or they disagree."""
+    layers = [layer for layer in cache.layer_caches if layer is not None]
+    if cache.final_norm is not None and cache.layer_caches and not layers:
         message = "the cache holds no layers but tokens (a training call returns layers with detach_cache=False alone)"
         ids = require(cache.final_norm.count, lambda c: c > 0, message, checks, on=ids)
-    counters = [layer.attn.count for layer in cache.layer_caches if layer is not None and layer.attn is not None]
-    counters += [] if cache.final_norm is None else [cache.final_norm.count]
-    most = MOST_TOKENS - more
+    holders = [part for layer in layers for part in (layer.attn, layer.norm)] + [cache.final_norm]
+    counters = [part.count for part in holders if part is not None]
     for count in counters:
         if count.shape != ids.shape[:1]:
             raise ValueError(f"the cache has counts of shape {count.shape}, input_ids have shape {ids.shape}")
         message = f"the stream is full: {more} more tokens would pass 2^31 - 1, the largest position"
-        ids = require(count, lambda c: c > most, message, checks, on=ids)
+        ids = require(count, lambda c: c > MOST_TOKENS - more, message, checks, on=ids)
+        if not isinstance(count, Tracer) and not np.array_equal(count, counters[0]):
+            raise ValueError(
+                f"parts of the cache are at different positions: {np.asarray(counters[0]).tolist()} and "
+                f"{np.asarray(count).tolist()}; a part that is to begin anew is None"
+            )
     return ids
+
+
+def full_is_nan(state: NormState, more: int) -> NormState:
+    """The statistics, NaN in rows whose counter so many more tokens would overflow: no check, but no silence either."""
+    full = (state.count < 0) | (state.count > MOST_TOKENS - more)
+    return dataclasses.replace(state, mean=jnp.where(full[:, None], jnp.nan, state.mean))
 
 
 def is_all_true(mask) -> bool:

@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 
 from reference.dropout import dropout
-from reference.segments import cached_span, run_chunks, valid_tokens
+from reference.segments import cached_span, run_chunks, take_rows, valid_tokens
 
 Precision = Literal["tf32"] | None
 
@@ -49,16 +49,22 @@ def chunked_attention(
         return masked_attention(*blocks, precision=precision, softmax_dtype=softmax_dtype, weights_transform=drop)
 
     tokens = {"chunk_size": chunk_size, "mask": mask, "segment_ids": segment_ids}
+    length = q.shape[1]
     if cached_k is None or cached_v is None or cached_length is None:
-        return join_blocks(attend(*chunk_blocks(q, k, v, **tokens)), q.shape[1])
-    before, reach = cached_span(cached_length, cached_k.shape[1], q.shape[1], chunk_size, segment_ids)
+        return join_blocks(attend(*chunk_blocks(q, k, v, **tokens)), length)
+    before, reach = cached_span(cached_length, cached_k.shape[1], length, chunk_size, segment_ids)
+    if segment_ids is None and length >= chunk_size:
+        *grid, own = _on_grid(q, k, v, cached_k, cached_v, before, mask, chunk_size)
+        return take_rows(join_blocks(attend(*chunk_blocks(*grid[:3], chunk_size=chunk_size, mask=grid[3])), None), own)
     blocks = chunk_blocks(q, k, v, **tokens, before=before)
-    first = attend(*_after_cached(blocks, cached_k, cached_v, before, reach))[:, None]
+    count = blocks[0].shape[1]
+    keys = None if dropout_key is None else jax.random.split(dropout_key, count)
+    first_key, later_keys = (None, None) if keys is None else (keys[0], keys[1:])
+    first = attend(*_after_cached(blocks, cached_k, cached_v, before, reach), key=first_key)[:, None]
     # One after the other: a prompt is long, and the scores of all its blocks are 2 C for each of its tokens.
     later = tuple(jnp.moveaxis(a[:, 1:], 1, 0) for a in blocks)
-    keys = None if dropout_key is None else jax.random.split(dropout_key, later[0].shape[0])
-    rest = lax.map(lambda block: attend(*block[0], key=block[1]), (later, keys))
-    return join_blocks(jnp.concatenate([first, jnp.moveaxis(rest, 0, 1)], axis=1), q.shape[1])
+    rest = lax.map(lambda block: attend(*block[0], key=block[1]), (later, later_keys))
+    return join_blocks(jnp.concatenate([first, jnp.moveaxis(rest, 0, 1)], axis=1), length)
 
 
 def chunk_blocks(q, k, v, *, chunk_size: int, mask=None, segment_ids=None, before=None):
@@ -81,8 +87,8 @@ def chunk_blocks(q, k, v, *, chunk_size: int, mask=None, segment_ids=None, befor
     return q, k, v, allowed[:, :, None]
 
 
-def join_blocks(o: Float[Array, "B n C H V"], length: int) -> Float[Array, "B L H V"]:
-    """Undo the cut of `chunk_blocks`: drop the padding of the last block."""
+def join_blocks(o: Float[Array, "B n C H V"], length: int | None) -> Float[Array, "B L H V"]:
+    """Undo the cut of `chunk_blocks`: drop the padding of the last block (None keeps it)."""
     return o.reshape(o.shape[0], -1, *o.shape[3:])[:, :length]
 
 
@@ -143,6 +149,21 @@ def _same_chunk(first, keys, chunk: int):
     same = first[..., :, None] == key_first[..., None, :]
     causal = position[..., :, None] >= key_position[..., None, :]
     return same & causal & keys[..., None, :]
+
+
+def _on_grid(q, k, v, cached_k, cached_v, before, mask, chunk: int):
+    """Each row as its chunks lie: `before` cached tokens, then its own; with the mask of that, and where its own are.
+
+    There may be `before` up to C, so that this is one chunk more than the tokens are.
+    """
+    slots, length = cached_k.shape[1], q.shape[1]
+    index = jnp.arange(length + chunk, dtype=jnp.int32)
+    place = index - before[:, None]
+    own = jnp.clip(place, 0, length - 1)
+    held = jnp.where(place < 0, jnp.minimum(index, slots - 1), slots + own)
+    k, v = (take_rows(jnp.concatenate(pair, axis=1), held) for pair in ((cached_k, k), (cached_v, v)))
+    valid = (place < length) if mask is None else (place < length) & ((place < 0) | jnp.take_along_axis(mask, own, 1))
+    return take_rows(q, own), k, v, valid, before[:, None] + jnp.arange(length, dtype=jnp.int32)
 
 
 def _after_cached(blocks, cached_k, cached_v, before, reach):

@@ -6,7 +6,7 @@ starts a new document, so an id that comes back later does not reconnect. Id 0 i
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Shaped
 
 
 def run_starts(segment_ids: Int[Array, "B L"]) -> Bool[Array, "B L"]:
@@ -78,6 +78,11 @@ def valid_tokens(mask: Bool[Array, "B L"] | None, segment_ids: Int[Array, "B L"]
         return mask
     nonzero = segment_ids != 0
     return nonzero if mask is None else nonzero & mask
+
+
+def take_rows(a: Shaped[Array, "B T *F"], index: Int[Array, "B S"]) -> Shaped[Array, "B S *F"]:
+    """a[b, index[b, i]]"""
+    return jnp.take_along_axis(a, index.reshape(*index.shape, *(1,) * (a.ndim - 2)), axis=1)
 
 
 def last_valid_index(valid: Bool[Array, "B L"]) -> Int[Array, " B"]:

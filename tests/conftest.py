@@ -40,6 +40,20 @@ def unhooked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture
+def compilations():
+    """Names of the programs compiled since it was last cleared."""
+    events = []
+
+    def listen(name: str, *_, **__):
+        if "backend_compile" in name:
+            events.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture(scope="session")
 def torch_oracle():
     """The PyTorch oracle module; skips where torch is not installed."""

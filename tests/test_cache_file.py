@@ -39,12 +39,16 @@ def test_another_model_is_refused(streamed, tmp_path):
     path = tmp_path / "cache.safetensors"
     save_cache(cache, path, model.config)
     other = dataclasses.replace(model.config, chunk_size=16, rope_base=7.0)
-    with pytest.raises(ValueError, match=r"chunk_size 8, not 16; .*rope_base None, not 7"):
+    with pytest.raises(ValueError, match=r"chunk_size 8, not 16; .*rope_base 10000.0, not 7"):
         load_cache(path, other)
     with pytest.raises(ValueError, match="2 layers, the config 1"):
         save_cache(cache, path, dataclasses.replace(model.config, num_layers=1))
     with pytest.raises(ValueError, match=r"not of this config: layer_caches.0.attn.k has shape .*, expected"):
         save_cache(cache, path, dataclasses.replace(model.config, z_dim=32))
+    same = dataclasses.replace(
+        model.config, rope_base=10000.0, max_cache_len=8, output_size=64, share_emb=True, max_positions=7
+    )
+    load_cache(path, same)  # other words for it
     trained = dataclasses.replace(model.config, dropout=0.1, use_checkpoint=True, scan_layers=True, eos_token_id=5)
     load_cache(path, trained)  # the same states; and the file is still whole
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from megalodon_jax import generate, generate_jit, generate_stream, index_cache, init_cache, pad_batch
+from megalodon_jax import decode_step, generate, generate_jit, generate_stream, index_cache, init_cache, pad_batch
 from tests import kernel_parity, models
 from tests.streams import MODES
 from tests.tolerance import assert_close
@@ -181,6 +181,17 @@ def test_one_program_for_each_bucket():
     assert compiled == [(1, 16), (1, 24)]
 
 
+def test_generation_compiles_once_for_each_bucket(compilations):
+    """Also where a row fills its bucket."""
+    model = models.build(num_layers=1)
+    for row in (range(1, 8), range(1, 9), range(3, 6)):
+        ids, mask = pad_batch([list(row)], buckets=(8,))
+        if len(row) == 8:
+            compilations.clear()
+        generate(model, ids, 2, temperature=0.0, attention_mask=mask)
+    assert not compilations
+
+
 def test_bad_batches(unhooked):
     with pytest.raises(ValueError, match="no bucket holds 25 tokens"):
         pad_batch([[1] * 25], buckets=(16, 24))
@@ -200,8 +211,12 @@ def test_bad_batches(unhooked):
     ("arguments", "message"),
     [
         ({"prompt_ids": [[1, 2]]}, "prompt_ids must be an integer array .*, got list"),
-        ({"max_new_tokens": 2.0}, "max_new_tokens must be an integer, not float"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens must be a Python integer, not 2.0"),
+        ({"max_new_tokens": jnp.int32(2)}, "max_new_tokens must be a Python integer, not an array"),
         ({"temperature": jnp.float32(0.5)}, "temperature must be a Python number, not an array"),
+        ({"temperature": "hot"}, "temperature must be a Python number, not 'hot'"),
+        ({"top_k": 2.5}, "top_k must be a Python integer, not 2.5"),
+        ({"top_k": True}, "top_k must be a Python integer, not True"),
         ({"key": 0}, "key must be a PRNG key, .*, got 0"),
     ],
 )
@@ -213,12 +228,36 @@ def test_what_is_no_option(call, arguments, message, unhooked):
         call(model, models.ids(1, 2)[0], 1, temperature=0.0)
 
 
+def test_what_is_no_state(unhooked):
+    model, ids = models.build(num_layers=1), models.ids(1, 2)
+    _, state, _ = generate(model, ids, 1, temperature=0.0, return_state=True)
+    for arguments, message in (
+        ({"cache": state}, "cache must be a ModelCache, got GenerationState"),
+        ({"prompt_ids": ids[:, :0], "state": state.cache}, "state must be a GenerationState, got ModelCache"),
+        ({"eos_token_id": 3.5}, "eos_token_id must be a Python integer, not 3.5"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            generate(model, **{"prompt_ids": ids, **arguments}, max_new_tokens=1, temperature=0.0)
+    small = dataclasses.replace(state, logits=state.logits[:, :32])
+    with pytest.raises(ValueError, match="the state is of 32 tokens, the model of 64"):
+        generate(model, ids[:, :0], 1, temperature=0.0, state=small)
+    with pytest.raises(ValueError, match=r"would pass 2\^31 - 1"):
+        generate(model, ids, 2**31 - 2, temperature=0.0)
+    for tokens, kind, message in (([1], TypeError, "integer array"), (ids, ValueError, r"\[batch\]")):
+        with pytest.raises(kind, match=message):
+            decode_step(model, tokens, state.cache)
+
+
 def test_options_of_numpy_are_options(unhooked):
-    options = {"temperature": np.float32(0.5), "top_k": np.int64(3), "top_p": np.float64(0.5)}
+    options = {
+        "temperature": np.float32(0.5), "top_k": np.int64(3), "top_p": np.float64(0.5), "eos_token_id": np.int32(-1)
+    }  # fmt: skip
     model = models.build(num_layers=1)
     np.testing.assert_array_equal(
         generate(model, models.ids(1, 2), np.int32(3), jax.random.key(0), **options)[0],
-        generate(model, models.ids(1, 2), 3, jax.random.key(0), temperature=0.5, top_k=3, top_p=0.5)[0],
+        generate(model, models.ids(1, 2), 3, jax.random.key(0), temperature=0.5, top_k=3, top_p=0.5, eos_token_id=-1)[
+            0
+        ],
     )
 
 

@@ -14,26 +14,13 @@ from hypothesis import strategies as st
 from bench import parity
 from megalodon_jax import index_cache, init_cache, trim_cache
 from megalodon_jax.inference import decode_step, generate_stream
+from megalodon_jax.layers import ChunkedAttention
 from megalodon_jax.parameters import named_parameters
 from tests import kernel_parity, models, streams
 from tests.streams import MODES, step, stream
 from tests.tolerance import MODEL_RELATIVE, assert_close, assert_policy, errors
 
 LENGTH = 40  # five chunks
-
-
-@pytest.fixture
-def compilations():
-    """Names of the programs compiled since it was last cleared."""
-    events = []
-
-    def listen(name: str, *_, **__):
-        if "backend_compile" in name:
-            events.append(name)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def fresh(model, batch: int):
@@ -62,7 +49,7 @@ def test_chunk_local_streaming_is_the_training_forward():
 
 def cuts(check):
     """Call `check` with lengths of pieces, of which there are few, that make at most LENGTH tokens."""
-    pieces = st.lists(st.sampled_from((1, 8, 13)), min_size=LENGTH, max_size=LENGTH)
+    pieces = st.lists(st.sampled_from((1, 3, 8, 21)), min_size=LENGTH, max_size=LENGTH)
 
     @hypothesis.given(pieces.map(lambda all_: all_[: np.searchsorted(np.cumsum(all_), LENGTH, side="right")]))
     @hypothesis.settings(max_examples=20, deadline=None)
@@ -240,6 +227,32 @@ def test_training_returns_the_cache_of_layers_only_undetached(use_checkpoint):
     assert errors(logits, step(model, ids, None)[0])[0] > 0.1  # dropout
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_dropout_of_weights_differs_from_block_to_block(mode):
+    """Weights are equal and values one: an output is the number of keys that were kept."""
+    options = {"max_cache_len": 16} if mode == "sliding" else MODES[mode]
+    attention = ChunkedAttention(1, 4, 4, 8, attention_dropout=0.5, **options)
+    zeros, ones = jnp.zeros((1, 32, 1, 4)), jnp.ones((1, 32, 1, 4))
+    _, cache, _ = attention(zeros, zeros, ones, return_cache=True)
+    out, _, _ = attention(zeros, zeros, ones, cache, deterministic=False, key=jax.random.key(0))
+    blocks = np.asarray(out[0, :, 0, 0]).reshape(4, 8)
+    assert len({tuple(block) for block in blocks}) == 4
+    assert 0.6 < blocks.mean() < 1.4
+
+
+def test_a_model_without_layers_streams():
+    model, ids = models.build(num_layers=0), models.ids(2, 9)
+    _, cache = model(ids, return_cache=True)
+    assert_close("logits", model(ids, cache=cache, return_cache=True)[0], model(jnp.tile(ids, 2))[0][:, 9:])
+
+
+def test_decoding_on_a_cut_cache_leaves_the_whole_one():
+    model, ids = models.build(num_layers=1), models.ids(2, 9)
+    _, cache = step(model, ids, None)
+    decode_step(model, ids[:, 0], trim_cache(cache, 3))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(cache))
+
+
 def test_counters_do_not_overflow():
     model, ids = models.build(num_layers=1), models.ids(2, 9)
     _, cache = step(model, ids, None)
@@ -248,6 +261,11 @@ def test_counters_do_not_overflow():
     assert last.layer_caches[0].attn.count.tolist() == [2**31 - 12] * 2
     with pytest.raises(ValueError, match="the stream is full"):
         model(models.ids(2, 20), cache=full)
+    logits, later = step(model, models.ids(2, 20), full)  # compiled, without checks: no number rather than a wrong one
+    assert np.isnan(logits).all()
+    assert np.isnan(step(model, ids[:, :1], later)[0]).all()
+    one = jax.tree.map(lambda a: a.at[0].set(5) if a.dtype == jnp.int32 else a, full)
+    assert np.isfinite(step(model, models.ids(2, 20), one)[0]).all(axis=(1, 2)).tolist() == [True, False]
     with pytest.raises(Exception, match="the stream is full"):
         jax.block_until_ready(
             eqx.filter_jit(lambda m, cache: m(models.ids(2, 20), cache=cache, checks=True))(model, full)
@@ -309,5 +327,8 @@ def test_a_cache_that_does_not_fit_is_refused(unhooked):
         model(ids, cache=init_cache(models.config(z_dim=32), 2, allocate_kv=True))
     with pytest.raises(ValueError, match="float32, got bfloat16"):
         model(ids, cache=init_cache(model.config, 2, jnp.bfloat16, allocate_kv=True))
+    apart = dataclasses.replace(cache, final_norm=dataclasses.replace(cache.final_norm, count=jnp.asarray([21, 20])))
+    with pytest.raises(ValueError, match="parts of the cache are at different positions"):
+        model(ids, cache=apart)
     with pytest.raises(ValueError, match="segment_ids cannot be used with a cache"):
         model(ids, cache=cache, segment_ids=jnp.ones_like(ids))

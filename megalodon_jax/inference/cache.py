@@ -26,9 +26,14 @@ def init_cache(
     Args:
         config: sizes of the model.
         batch_size: B.
-        dtype: of keys and values, compute_dtype if None.
+        dtype: of keys and values, compute_dtype if None; a model takes those of its own compute_dtype only.
         allocate_kv, allocate_norm, allocate_ema: allocate that part in every layer instead of leaving it None.
+
+    Raises:
+        ValueError: batch_size no integer, or negative.
     """
+    if not isinstance(batch_size, int | np.integer) or batch_size < 0:
+        raise ValueError(f"batch_size must be an integer from 0 on, got {batch_size!r}")
     dtype = config.compute_dtype if dtype is None else dtype
     slots = (batch_size, config.effective_max_cache_len, config.num_heads)
 
@@ -67,7 +72,8 @@ def trim_cache(cache: ModelCache, max_len: int) -> ModelCache:
             return layer
         return LayerCache(resize_ring(layer.attn, max_len), layer.norm, layer.ema, layer.position)
 
-    return ModelCache(tuple(trim(layer) for layer in cache.layer_caches), cache.final_norm)
+    trimmed = ModelCache(tuple(trim(layer) for layer in cache.layer_caches), cache.final_norm)
+    return jax.tree.map(jnp.copy, trimmed)  # decode_step uses up the arrays it is given
 
 
 def index_cache(cache: ModelCache, indices: Int[Array, " R"]) -> ModelCache:

@@ -21,8 +21,8 @@ from megalodon_jax.types import AttentionCache, EMAState, LayerCache, ModelCache
 
 FORMAT = "megalodon-jax-cache-1"
 _NO_MATTER = {
-    "attention_dropout", "bos_token_id", "dropout", "eos_token_id", "hidden_dropout", "init_mode", "scan_layers",
-    "softmax_dtype", "use_checkpoint",
+    "attention_dropout", "bos_token_id", "dropout", "eos_token_id", "hidden_dropout", "init_mode", "max_positions",
+    "scan_layers", "softmax_dtype", "use_checkpoint",
 }  # fmt: skip
 _PARTS = {"attn": AttentionCache, "norm": NormState, "ema": EMAState}
 
@@ -65,16 +65,24 @@ def load_cache(path: str | os.PathLike, config: MegalodonConfig) -> ModelCache:
         saved = MegalodonConfig.from_json(written)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is of another version, whose config cannot be read here: {error}") from error
-    differing = [
-        f"{name} {getattr(saved, name)!r}, not {getattr(config, name)!r}"
-        for name in vars(config)
-        if name not in _NO_MATTER and getattr(saved, name) != getattr(config, name)
-    ]
+    there, here = _meaning(saved), _meaning(config)
+    differing = [f"{name} {there[name]!r}, not {here[name]!r}" for name in here if there[name] != here[name]]
     if differing:
         raise ValueError(
             f"{path} is the cache of another model: {'; '.join(differing)}; give the config it was saved with"
         )
     return _cache(tensors, config.num_layers)
+
+
+def _meaning(config: MegalodonConfig) -> dict:
+    """What the states depend on, each said in one way."""
+    effective = {
+        "max_cache_len": config.effective_max_cache_len,
+        "rope_base": config.effective_rope_base,
+        "output_size": config.effective_output_size,
+        "share_emb": config.tied,
+    }
+    return {name: value for name, value in (vars(config) | effective).items() if name not in _NO_MATTER}
 
 
 def _require_fit(cache: ModelCache, config: MegalodonConfig) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from megalodon_jax.inference.generation import Step, begin, check_call, draw, next_draw, resolve_eos, with_bos
-from megalodon_jax.inference.sampling import Sampling
+from megalodon_jax.inference.sampling import Sampling, number
 from megalodon_jax.model import MegalodonForCausalLM
 from megalodon_jax.precision import cast_weights
 from megalodon_jax.types import GenerationState, ModelCache
@@ -18,10 +19,21 @@ def decode_step(
 ) -> tuple[Float[Array, "B V"], ModelCache]:
     """Logits after one more token of each row, and the new cache; compiled.
 
-    The given cache is used up: its memory is that of the new one. Weights are cast to compute_dtype on every call; for
-    many calls cast them once, by `megalodon_jax.precision.cast_weights`. Values are looked at only with `checks`:
-    otherwise token ids and room in the counters (2^31 - 1 tokens) are the caller's.
+    The given cache is used up, with every array in it: its memory is that of the new one. Weights are cast to
+    compute_dtype on every call; for many calls cast them once, by `megalodon_jax.precision.cast_weights`. Values are
+    looked at only with `checks`: otherwise token ids are the caller's, and a row gives NaN from where it would pass
+    2^31 - 1 tokens.
+
+    Raises:
+        TypeError: tokens that are no integers.
+        ValueError: tokens not of shape [batch], or a cache that does not fit.
     """
+    if not (hasattr(tokens, "dtype") and jnp.issubdtype(tokens.dtype, jnp.integer)):
+        raise TypeError(
+            f"tokens must be an integer array [batch], got {getattr(tokens, 'dtype', type(tokens).__name__)}"
+        )
+    if tokens.ndim != 1:
+        raise ValueError(f"tokens must have shape [batch], one token for each row, got {tokens.shape}")
     return _decode((model, tokens), cache, checks)
 
 
@@ -54,6 +66,7 @@ def generate_stream(
     go on later, `generate` does.
     """
     attention_mask = check_call(model, prompt_ids, max_new_tokens, attention_mask, cache, state)
+    eos_token_id = number("eos_token_id", eos_token_id, int)
     eos, sampling = resolve_eos(model.config, eos_token_id), Sampling(temperature, top_k, top_p, min_p)
     model = cast_weights(model)  # once, and not at every token
     if state is None:

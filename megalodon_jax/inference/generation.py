@@ -15,11 +15,11 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float32, Int, Int32
 
 from megalodon_jax.config import MegalodonConfig
-from megalodon_jax.inference.sampling import Sampling
+from megalodon_jax.inference.sampling import Sampling, number
 from megalodon_jax.model import MegalodonForCausalLM
 from megalodon_jax.precision import cast_weights
 from megalodon_jax.types import GenerationState, ModelCache
-from megalodon_jax.validation import check_mask, is_all_true, require_in_range, require_room
+from megalodon_jax.validation import MOST_TOKENS, check_mask, require_in_range, require_room
 
 NEVER = -1  # the eos_token_id that ends nothing
 
@@ -54,7 +54,8 @@ def generate(
         bos_token_id: for an empty prompt; config.bos_token_id if None.
         eos_token_id: a row that has produced it is filled up with it; config.eos_token_id if None, -1 never ends.
         attention_mask: which tokens of the prompt there are, at least one in each row; padding may stand anywhere,
-            usually to the left. Each row is continued as if alone.
+            usually to the left. Each row is continued as if alone. Where nothing is padded None is a little faster, and
+            another program.
         cache: state of what came before the prompt.
         return_cache: also return the state after the last new token.
         state: what `return_state` gave: goes on exactly where that call stopped. The prompt has to be empty.
@@ -72,6 +73,7 @@ def generate(
     """
     attention_mask = check_call(model, prompt_ids, max_new_tokens, attention_mask, cache, state)
     sampling = Sampling(temperature, top_k, top_p, min_p)
+    bos_token_id, eos_token_id = number("bos_token_id", bos_token_id, int), number("eos_token_id", eos_token_id, int)
     return generate_jit(
         model, prompt_ids, int(max_new_tokens), key, **asdict(sampling),
         bos_token_id=bos_token_id, eos_token_id=eos_token_id, attention_mask=attention_mask,
@@ -130,17 +132,20 @@ def generate_jit(
 
 
 def check_call(model: MegalodonForCausalLM, prompt_ids, max_new_tokens: int, mask, cache, state):
-    """The mask, None where it says nothing, after every check of a call that needs concrete values."""
+    """The mask, after every check of a call that needs concrete values."""
     _require_some(max_new_tokens)
     _check_prompt(prompt_ids)
     require_in_range("prompt_ids", prompt_ids, model.config.vocab_size, checks=False)
     check_mask(mask, prompt_ids)
+    for name, given, kind in (("cache", cache, ModelCache), ("state", state, GenerationState)):
+        if given is not None and not isinstance(given, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {type(given).__name__}")
     held, prompt = (cache, max(prompt_ids.shape[-1], 1)) if state is None else (state.cache, 0)
+    if prompt + max_new_tokens > MOST_TOKENS:
+        raise ValueError(f"max_new_tokens {max_new_tokens} would pass 2^31 - 1, the largest position")
     if held is not None:
         require_room(prompt_ids, held, prompt + max_new_tokens, checks=False)
-    if mask is None or is_all_true(mask):
-        return None
-    if not isinstance(mask, Tracer) and not np.asarray(mask).any(axis=-1).all():
+    if mask is not None and not isinstance(mask, Tracer) and not np.asarray(mask).any(axis=-1).all():
         raise ValueError("attention_mask must contain at least one True per batch element.")
     return mask
 
@@ -173,6 +178,8 @@ def begin(model: MegalodonForCausalLM, prompt_ids, mask, cache, state: Generatio
     if state is None:
         logits, cache = _last_logits(model, prompt_ids, mask, cache)
         return GenerationState(cache, logits, jnp.zeros(prompt_ids.shape[0], bool))
+    if state.logits.shape[-1] != config.vocab_size:
+        raise ValueError(f"the state is of {state.logits.shape[-1]} tokens, the model of {config.vocab_size}")
     if cache is not None or mask is not None or prompt_ids.shape != (*state.finished.shape, 0):
         raise ValueError(
             f"a state goes on where it stopped: give it no cache, no mask and a prompt of shape "
@@ -208,9 +215,9 @@ def feed(model: MegalodonForCausalLM, step: Step, eos: int | None) -> Generation
 
 def resolve_eos(config: MegalodonConfig, eos_token_id: int | None) -> int | None:
     """The token that ends a row, None for none."""
-    eos = config.eos_token_id if eos_token_id is None else eos_token_id
+    name, eos = ("config.eos_token_id", config.eos_token_id) if eos_token_id is None else ("eos_token_id", eos_token_id)
     if eos is not None and eos != NEVER and not 0 <= eos < config.vocab_size:
-        raise ValueError(f"eos_token_id must be in [0, {config.vocab_size}), or -1 for none; got {eos}")
+        raise ValueError(f"{name} must be in [0, {config.vocab_size}), or -1 for none; got {eos}")
     return None if eos == NEVER else eos
 
 
@@ -240,8 +247,8 @@ def _check_prompt(prompt_ids) -> None:
 
 
 def _require_some(max_new_tokens: int) -> None:
-    if not isinstance(max_new_tokens, int | np.integer):
-        raise TypeError(f"max_new_tokens must be an integer, not {type(max_new_tokens).__name__}")
+    if number("max_new_tokens", max_new_tokens, int) is None:
+        raise TypeError("max_new_tokens must be a Python integer, not None")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be non-negative, got {max_new_tokens}")
     if max_new_tokens == 0:

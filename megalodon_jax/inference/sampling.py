@@ -1,11 +1,32 @@
 """A token from logits: greedy, or drawn from what temperature, top_k, top_p and min_p leave."""
 
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
+
+Number = TypeVar("Number", int, float)
+
+_REAL = ("temperature", "top_p", "min_p")
+
+
+def number(name: str, value, kind: type[Number]) -> Number | None:
+    """An option as a Python number of that kind, or None.
+
+    Raises:
+        TypeError: something else; an array too, for options are part of the compiled program.
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None:
+        return None
+    if isinstance(value, kind | int) and not isinstance(value, bool):
+        return kind(value)
+    wanted = "a Python number" if kind is float else "a Python integer"
+    found = "an array: it is part of the compiled program" if isinstance(value, jax.Array) else repr(value)
+    raise TypeError(f"{name} must be {wanted}, not {found}")
 
 
 @dataclass(frozen=True)
@@ -20,7 +41,7 @@ class Sampling:
 
     Raises:
         ValueError: temperature or top_k negative, top_p outside (0, 1], min_p outside [0, 1].
-        TypeError: a JAX array: options are part of the compiled program.
+        TypeError: not a number, or a JAX array: options are part of the compiled program.
     """
 
     temperature: float = 1.0
@@ -30,10 +51,7 @@ class Sampling:
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            if isinstance(value, jax.Array):
-                raise TypeError(f"{name} must be a Python number, not an array: it is part of the compiled program")
-            if isinstance(value, np.generic):
-                object.__setattr__(self, name, value.item())
+            object.__setattr__(self, name, number(name, value, float if name in _REAL else int))
         if not self.temperature >= 0:
             raise ValueError(f"temperature must be >= 0, got {self.temperature}")
         if self.top_k is not None and self.top_k < 0:

@@ -7,6 +7,7 @@ absolute chunk the angles are taken at `position mod chunk_size`: the same funct
 from functools import partial
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
@@ -82,6 +83,12 @@ def attention_multi_chunk(
 def _weight_dropout(rate: float, deterministic: bool, key):
     active = rate > 0.0 and not deterministic
     return partial(dropout, rate=rate, deterministic=False, key=key) if active else None
+
+
+def _block_dropout(rate: float, deterministic: bool, key):
+    if rate == 0.0 or deterministic:
+        return None
+    return lambda weights, block: dropout(weights, rate, False, jax.random.fold_in(key, block))
 
 
 class ChunkedAttention(eqx.Module):
@@ -207,7 +214,7 @@ class ChunkedAttention(eqx.Module):
             "chunk_size": self.chunk_size,
             "window": self.max_cache_len if self.sliding else None,
             "accum_dtype": self.accum_dtype,
-            "weights_transform": _weight_dropout(self.attention_dropout, deterministic, key),
+            "drop": _block_dropout(self.attention_dropout, deterministic, key),
         }
         if length == 1:
             out = attend_newest(q, new_cache, **other)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from megalodon_jax.types import AttentionCache
+from reference.segments import take_rows
 
 
 def empty_cache(k: Float[Array, "B L H K"], v: Float[Array, "B L H V"], slots: int) -> AttentionCache:
@@ -52,7 +53,7 @@ def extend_cache(
         write = lambda ring, new: ring.at[rows, slot].set(new[:, 0], mode="drop")  # noqa: E731
     else:
         new_index = positions_in_slots(count, slots) - cache.count[:, None]
-        write = lambda ring, new: jnp.where(_wide(new_index >= 0), _rows(new, jnp.maximum(new_index, 0)), ring)  # noqa: E731
+        write = lambda ring, new: jnp.where(_wide(new_index >= 0), take_rows(new, jnp.maximum(new_index, 0)), ring)  # noqa: E731
     return AttentionCache(write(cache.k, k), write(cache.v, v), count)
 
 
@@ -60,7 +61,7 @@ def resize_ring(cache: AttentionCache, slots: int) -> AttentionCache:
     """The same stream in a ring of `slots` slots, which keeps the newest tokens."""
     positions = positions_in_slots(cache.count, slots)
     seen = _wide((positions >= 0) & (positions >= cache.count[:, None] - cache.k.shape[1]))
-    resize = lambda ring: jnp.where(seen, _rows(ring, positions % ring.shape[1]), 0)  # noqa: E731
+    resize = lambda ring: jnp.where(seen, take_rows(ring, positions % ring.shape[1]), 0)  # noqa: E731
     return AttentionCache(resize(cache.k), resize(cache.v), cache.count)
 
 
@@ -73,12 +74,7 @@ def positions_in_slots(count: Int32[Array, " B"], slots: int) -> Int32[Array, "B
 def history(ring: Float[Array, "B S H F"], count: Int32[Array, " B"], length: int) -> Float[Array, "B T H F"]:
     """The last T = `length` tokens of each row in order of time; anything where the ring holds fewer."""
     positions = count[:, None] - length + jnp.arange(length, dtype=jnp.int32)
-    return _rows(ring, positions % ring.shape[1])
-
-
-def _rows(a, index):
-    """a[b, index[b, i]]"""
-    return jnp.take_along_axis(a, index[..., None, None], axis=1)
+    return take_rows(ring, positions % ring.shape[1])
 
 
 def _wide(a):

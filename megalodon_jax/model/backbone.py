@@ -15,7 +15,15 @@ from megalodon_jax.model.block import MegalodonBlock
 from megalodon_jax.padding import tokens_first
 from megalodon_jax.types import ModelCache
 from megalodon_jax.utils import get_initializer
-from megalodon_jax.validation import check_ids, check_mask, is_all_true, require, require_in_range, require_room
+from megalodon_jax.validation import (
+    check_ids,
+    check_mask,
+    full_is_nan,
+    is_all_true,
+    require,
+    require_in_range,
+    require_room,
+)
 
 
 @eqx.filter_checkpoint
@@ -109,7 +117,7 @@ class MegalodonModel(eqx.Module):
                 segment_ids=segment_ids, position_ids=position_ids,
             )  # fmt: skip
             new_caches.append(new if keep else None)
-        final = None if cache is None else cache.final_norm
+        final = None if cache is None or cache.final_norm is None else full_is_nan(cache.final_norm, x.shape[1])
         x, final = self.norm(x, final, attention_mask, segment_ids=segment_ids)
         x = x if restore is None else restore(x)
         if not return_cache:
