@@ -13,21 +13,18 @@ nothing of the old checkpoint has changed.
 import os
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from megalodon_jax.config import MegalodonConfig
-from megalodon_jax.files import flush, pending, read_tensors, write_pending
+from megalodon_jax.files import Signature, TensorFile, flush, pending, write_pending
 from megalodon_jax.model import MegalodonForCausalLM
+from megalodon_jax.model.abstract import abstract_model
 from megalodon_jax.parameters import named_parameters
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-
-Signature = dict[str, tuple[tuple[int, ...], str]]  # parameter name -> shape, dtype
 
 
 def save_checkpoint(model: MegalodonForCausalLM, folder: str | os.PathLike) -> None:
@@ -41,8 +38,7 @@ def save_checkpoint(model: MegalodonForCausalLM, folder: str | os.PathLike) -> N
     """
     folder, config = Path(folder), model.config.to_json()
     parameters = named_parameters(model)
-    _require_match(f"cannot save to {folder}", _signature(parameters), _signature(_skeleton(model.config)[1]))
-    tensors = {name: np.asarray(leaf) for name, leaf in parameters.items()}
+    _require_match(f"cannot save to {folder}", _signature(parameters), _signature(abstract_model(model.config)[1]))
     folder.mkdir(parents=True, exist_ok=True)
     new_weights, new_config = pending(folder / WEIGHTS), pending(folder / CONFIG)
     if _is_interrupted(folder):
@@ -50,7 +46,7 @@ def save_checkpoint(model: MegalodonForCausalLM, folder: str | os.PathLike) -> N
     try:
         new_config.write_text(config, encoding="utf-8")
         flush(new_config)
-        write_pending(folder / WEIGHTS, tensors, {"format": "flax", "config": config})
+        write_pending(folder / WEIGHTS, parameters, {"format": "flax", "config": config})
         os.replace(new_weights, folder / WEIGHTS)
     except BaseException:
         new_weights.unlink(missing_ok=True)
@@ -75,11 +71,11 @@ def load_checkpoint(folder: str | os.PathLike) -> MegalodonForCausalLM:
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise FileNotFoundError(f"checkpoint {folder} has no {WEIGHTS}; give a folder that save_checkpoint wrote")
-    tensors, _ = read_tensors(weights)
+    file = TensorFile(weights)
     config = _read_config(folder)
-    skeleton, shapes = _skeleton(config)
-    _require_match(f"{weights} does not fit its config", _signature(tensors), _signature(shapes))
-    return jax.tree.unflatten(jax.tree.structure(skeleton), [jnp.asarray(tensors[name]) for name in shapes])
+    skeleton, shapes = abstract_model(config)
+    _require_match(f"{weights} does not fit its config", file.signatures, _signature(shapes))
+    return jax.tree.unflatten(jax.tree.structure(skeleton), [jnp.asarray(file.read(name)) for name in shapes])
 
 
 def holds_checkpoint(folder: str | os.PathLike) -> bool:
@@ -109,22 +105,11 @@ def _is_interrupted(folder: Path) -> bool:
         return False
 
 
-def _skeleton(config: MegalodonConfig) -> tuple[MegalodonForCausalLM, dict[str, jax.ShapeDtypeStruct]]:
-    """The model of `config` with shapes for arrays, and those shapes by name; nothing is initialised."""
-
-    def build(key):
-        model = MegalodonForCausalLM(config, key=key)
-        return model, list(named_parameters(model).items())  # a dict would come back sorted by name
-
-    model, shapes = eqx.filter_eval_shape(build, jax.random.key(0))
-    return model, dict(shapes)
-
-
-def _signature(tensors) -> Signature:
+def _signature(tensors) -> dict[str, Signature]:
     return {name: (tuple(a.shape), jnp.dtype(a.dtype).name) for name, a in tensors.items()}
 
 
-def _require_match(what: str, given: Signature, expected: Signature) -> None:
+def _require_match(what: str, given: dict[str, Signature], expected: dict[str, Signature]) -> None:
     problems = [f"{name} is missing" for name in sorted(expected.keys() - given.keys())]
     problems += [f"{name} is not a parameter of this config" for name in sorted(given.keys() - expected.keys())]
     for name in sorted(expected.keys() & given.keys()):

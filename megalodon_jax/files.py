@@ -1,12 +1,44 @@
-"""Safetensors files, written so that what was there stays until the new file is whole."""
+"""Safetensors files, read and written tensor by tensor; what was there stays until the new file is whole.
 
+Reading is the safetensors library's. It writes only what lies in memory as a whole, so writing is done here: the format
+is eight bytes of header length, a JSON header, and the tensors' bytes one after the other. Among the metadata of the
+header we keep the SHA-256 of the whole file as it is with zeros in that place; a file that has it is compared with it.
+"""
+
+import hashlib
+import json
 import os
-from collections.abc import Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+
+_NAMES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
+    "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
+}  # fmt: skip
+_DTYPES = {short: name for name, short in _NAMES.items()}
+
+_DIGEST = "megalodon_jax_sha256"
+_EMPTY = b"0" * 64
+_BLOCK = 1 << 20
+
+Signature = tuple[tuple[int, ...], str]  # shape and dtype of a tensor
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A tensor that is made when its turn to be written comes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
 
 
 def pending(path: Path) -> Path:
@@ -14,45 +46,116 @@ def pending(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
 
 
-def write_pending(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write tensors to `pending(path)`, down to the disk.
+def write_pending(
+    path: Path, tensors: Mapping[str, np.ndarray | jax.Array | Pending], metadata: Mapping[str, str]
+) -> None:
+    """Write tensors to `pending(path)`, down to the disk; of those that are made, one is held at a time.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
     new = pending(path)
     try:
-        # NumPy arrays in row-major order: of others safetensors would write the memory as it lies.
-        save_file({name: np.ascontiguousarray(a).reshape(a.shape) for name, a in tensors.items()}, new, dict(metadata))
-        flush(new)
-    except BaseException as error:
+        with new.open("wb") as file:
+            header = _header(tensors, {**metadata, _DIGEST: _EMPTY.decode()})
+            digest = hashlib.sha256(header)
+            file.write(header)
+            for tensor in tensors.values():
+                value = np.asarray(tensor.make() if isinstance(tensor, Pending) else tensor)
+                data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+                digest.update(data)
+                file.write(data)
+            file.seek(header.index(_EMPTY))
+            file.write(digest.hexdigest().encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
         new.unlink(missing_ok=True)
-        if isinstance(error, SafetensorError):  # what a full disk looks like from there
-            raise OSError(f"cannot write {new}: {error}") from error
         raise
 
 
-def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors by name, and the metadata.
+def write(path: Path, tensors: Mapping[str, np.ndarray | jax.Array | Pending], metadata: Mapping[str, str]) -> None:
+    """Write a file that replaces the one at `path` in one step.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    write_pending(path, tensors, metadata)
+    try:
+        os.replace(pending(path), path)
+    finally:
+        pending(path).unlink(missing_ok=True)
+    flush(path.parent)
+
+
+def _header(tensors: Mapping[str, np.ndarray | jax.Array | Pending], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in tensors.items():
+        dtype = jnp.dtype(tensor.dtype)
+        start, end = end, end + int(np.prod(tensor.shape)) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype.name], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+class TensorFile:
+    """A safetensors file, open for reading; only the header is read before a tensor is asked for.
+
+    Attributes:
+        signatures: shape and dtype of each tensor, by name.
+        metadata: the strings beside them.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a whole safetensors file.
+        ValueError: not a whole safetensors file, or not the bytes that were written.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        size = path.stat().st_size
-        raise ValueError(
-            f"{path} ({size} bytes) is not a whole safetensors file: {error}; copy or save it again"
-        ) from error
+
+    def __init__(self, path: Path):
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        self.path = path
+        with self._whole():
+            self._file = safe_open(path, framework="np")
+            self.metadata: dict[str, str] = self._file.metadata() or {}
+            slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+            self.signatures: dict[str, Signature] = {
+                name: (tuple(one.get_shape()), _DTYPES.get(str(one.get_dtype()), str(one.get_dtype())))
+                for name, one in slices.items()
+            }
+            written = self.metadata.pop(_DIGEST, None)
+            if written is not None and written != _digest(path, written):
+                raise ValueError(f"{path} is damaged: its bytes are not those that were written; copy or save it again")
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor."""
+        with self._whole():
+            return self._file.get_tensor(name)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        try:
+            yield
+        except (SafetensorError, OSError) as error:
+            size = self.path.stat().st_size
+            raise ValueError(
+                f"{self.path} ({size} bytes) is not a whole safetensors file: {error}; copy or save it again"
+            ) from error
+
+
+def _digest(path: Path, written: str) -> str:
+    with path.open("rb") as file:
+        size = file.read(8)
+        header = file.read(struct.unpack("<Q", size)[0])
+        digest = hashlib.sha256(size + header.replace(written.encode(), _EMPTY, 1))
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def flush(path: Path) -> None:
-    """Put what was written to a file or folder on the disk."""
+    """Put what was written to a folder on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -82,7 +82,7 @@ def test_a_file_stays_where_the_new_one_cannot_be_written(streamed, tmp_path, mo
     path = tmp_path / "cache.safetensors"
     save_cache(cache, path, model.config)
     before = path.read_bytes()
-    monkeypatch.setattr("megalodon_jax.files.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save_cache(jax.tree.map(jnp.zeros_like, cache), path, model.config)
     assert path.read_bytes() == before

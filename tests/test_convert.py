@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from megalodon_jax import convert
 from megalodon_jax.parameters import map_parameters, named_parameters
 from megalodon_jax.precision import (
     audit_sensitive_param_dtypes,
@@ -15,7 +16,6 @@ from megalodon_jax.precision import (
 from tests import models
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-convert = pytest.importorskip("megalodon_jax.convert")
 
 
 def assert_same(a, b):
@@ -34,7 +34,9 @@ def test_round_trip_is_bit_exact(variant, tmp_path):
     assert_same(convert.load_from_pretrained(path, model.config, key=jax.random.key(5)), model)
     pickled = tmp_path / "model.pt"
     torch.save({"state_dict": convert.convert_jax_to_torch(model)}, pickled)
-    assert_same(convert.load_from_pretrained(pickled, model.config, key=jax.random.key(5)), model)
+    with pytest.raises(ValueError, match="allow_pickle_checkpoint=True"):
+        convert.load_from_pretrained(pickled, model.config)
+    assert_same(convert.load_from_pretrained(pickled, model.config, allow_pickle_checkpoint=True), model)
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
 
 

@@ -1,11 +1,10 @@
 """The state of a stream in a safetensors file.
 
 Tensors are named after where they are in the cache (`layer_caches.0.attn.k`); complex ones are stored as two. The
-metadata hold the config the cache is of, and the SHA-256 of that and of names, dtypes, shapes and bytes of all tensors.
-A cache fits every config that gives the same states: options of training, and which tokens begin and end, may differ.
+metadata hold the config the cache is of. A cache fits every config that gives the same states: options of training, and
+which tokens begin and end, may differ.
 """
 
-import hashlib
 import os
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from megalodon_jax.config import MegalodonConfig
-from megalodon_jax.files import flush, pending, read_tensors, write_pending
+from megalodon_jax.files import TensorFile, write
 from megalodon_jax.inference.cache import init_cache
 from megalodon_jax.types import AttentionCache, EMAState, LayerCache, ModelCache, NormState
 
@@ -37,14 +36,7 @@ def save_cache(cache: ModelCache, path: str | os.PathLike, config: MegalodonConf
     path = Path(path)
     _require_fit(cache, config)
     tensors = _tensors(cache)
-    written = config.to_json()
-    metadata = {"format": FORMAT, "config": written, "sha256": _digest(tensors, written)}
-    write_pending(path, tensors, metadata)
-    try:
-        os.replace(pending(path), path)
-    finally:
-        pending(path).unlink(missing_ok=True)
-    flush(path.parent)
+    write(path, tensors, {"format": FORMAT, "config": config.to_json()})
 
 
 def load_cache(path: str | os.PathLike, config: MegalodonConfig) -> ModelCache:
@@ -55,14 +47,12 @@ def load_cache(path: str | os.PathLike, config: MegalodonConfig) -> ModelCache:
         ValueError: not a whole file of `save_cache`, damaged, or of a model of another config.
     """
     path = Path(path)
-    tensors, metadata = read_tensors(path)
+    file = TensorFile(path)
+    metadata = file.metadata
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not a cache: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-    written = metadata.get("config", "")
-    if metadata.get("sha256") != _digest(tensors, written):
-        raise ValueError(f"{path} is damaged: it does not hold what was saved; copy or save it again")
     try:
-        saved = MegalodonConfig.from_json(written)
+        saved = MegalodonConfig.from_json(metadata.get("config", ""))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is of another version, whose config cannot be read here: {error}") from error
     there, here = _meaning(saved), _meaning(config)
@@ -71,7 +61,7 @@ def load_cache(path: str | os.PathLike, config: MegalodonConfig) -> ModelCache:
         raise ValueError(
             f"{path} is the cache of another model: {'; '.join(differing)}; give the config it was saved with"
         )
-    return _cache(tensors, config.num_layers)
+    return _cache({name: file.read(name) for name in file.signatures}, config.num_layers)
 
 
 def _meaning(config: MegalodonConfig) -> dict:
@@ -129,12 +119,3 @@ def _cache(tensors: dict[str, np.ndarray], num_layers: int) -> ModelCache:
 
     layers = tuple(layer(f"layer_caches.{number}") for number in range(num_layers))
     return ModelCache(layers, part(NormState, "final_norm"))
-
-
-def _digest(tensors: dict[str, np.ndarray], config: str) -> str:
-    digest = hashlib.sha256(config.encode())
-    for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
-        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -1,0 +1,11 @@
+"""Weights to and from other programs. torch is needed for its tensors and pickles only.
+
+state_dict   megalodon-hf's names in memory
+pretrained   the same in files
+tensors      arrays and dtypes of torch
+"""
+
+from megalodon_jax.convert.pretrained import load_from_pretrained, save_safetensors
+from megalodon_jax.convert.state_dict import convert_jax_to_torch, load_weights_from_torch
+
+__all__ = ["convert_jax_to_torch", "load_from_pretrained", "load_weights_from_torch", "save_safetensors"]

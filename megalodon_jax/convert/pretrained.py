@@ -1,0 +1,208 @@
+"""Checkpoint files: one safetensors file, a folder or an index of several, or (only if asked for) a pickle.
+
+Files are untrusted: names, shapes and dtypes are compared with the config before anything is allocated, an index may
+name files beside it and no others, and a pickle is opened by torch's restricted reader alone.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megalodon_jax.config import MegalodonConfig
+from megalodon_jax.convert.state_dict import InMemory, Tensors, exported, load_tensors
+from megalodon_jax.convert.tensors import as_dtype
+from megalodon_jax.files import Pending, Signature, TensorFile, flush, write
+from megalodon_jax.model import MegalodonForCausalLM
+from megalodon_jax.model.abstract import abstract_model
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SAFE_TORCH = (2, 10)  # before: CVE-2025-32434 and CVE-2026-24747, code execution in spite of weights_only
+
+
+def save_safetensors(
+    model: MegalodonForCausalLM,
+    path: str | os.PathLike,
+    *,
+    dtype: Any = None,
+    include_rope_inv_freq: bool = False,
+    max_shard_bytes: int | None = None,
+) -> None:
+    """Write the tensors of `convert_jax_to_torch` to a safetensors file, which replaces one that is there in one step.
+
+    Args:
+        model, dtype, include_rope_inv_freq: as there.
+        path: the file; with `max_shard_bytes` a folder, which must not be there yet.
+        max_shard_bytes: write several files of at most this many bytes of tensors (or one tensor) and their index.
+
+    Raises:
+        ValueError: an unsuitable dtype, or max_shard_bytes not positive.
+        FileExistsError: the folder is there.
+        OSError: it cannot be written; what was there stays.
+    """
+    path, tensors = Path(path), exported(model, dtype, include_rope_inv_freq)
+    if max_shard_bytes is None:
+        write(path, tensors, {"format": "pt"})
+    elif max_shard_bytes <= 0:
+        raise ValueError(f"max_shard_bytes must be positive or None, got {max_shard_bytes}")
+    else:
+        _write_shards(path, tensors, max_shard_bytes)
+
+
+def load_from_pretrained(
+    path: str | os.PathLike,
+    config: MegalodonConfig,
+    dtype: Any = None,
+    *,
+    key: Any = None,
+    allow_pickle_checkpoint: bool = False,
+) -> MegalodonForCausalLM:
+    """A model of `config` with the weights of a checkpoint under megalodon-hf's names.
+
+    Args:
+        path: a .safetensors file; an index of several; a folder with either; or, with `allow_pickle_checkpoint`, a file
+            of `torch.save`.
+        config: must match the checkpoint.
+        dtype: of jnp or torch, for everything but the sensitive parameters, which stay float32; replaces
+            config.param_dtype, which is what None means.
+        key: not needed, nothing is drawn; there for callers that give one.
+        allow_pickle_checkpoint: read .pt, .pth and .bin files too, with `weights_only=True`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        KeyError: a parameter is missing.
+        ValueError: as in `load_weights_from_torch`; a file that is damaged; an index that does not fit its files; a
+            pickle that was not asked for, or that needs more than tensors.
+        RuntimeError: a pickle, and a torch whose restricted reader has known holes.
+    """
+    if dtype is not None:
+        config = dataclasses.replace(config, param_dtype=as_dtype(dtype))
+    return load_tensors(*abstract_model(config), open_checkpoint(path, allow_pickle_checkpoint))
+
+
+def open_checkpoint(path: str | os.PathLike, allow_pickle_checkpoint: bool = False) -> Tensors:
+    """The tensors of a checkpoint; errors as in `load_from_pretrained`."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"Checkpoint not found: {path}")
+    if path.is_dir():
+        found = [path / name for name in (WEIGHTS, INDEX) if (path / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f"Checkpoint not found: {path} holds neither {WEIGHTS} nor {INDEX}")
+        path = found[0]
+    if path.name.endswith(".safetensors"):
+        return TensorFile(path)
+    if path.name.endswith(".json"):
+        return Shards(path)
+    if not allow_pickle_checkpoint:
+        raise ValueError(
+            f"{path} is no safetensors file. If it is a pickle of torch.save, and you trust where it comes from, give "
+            "allow_pickle_checkpoint=True"
+        )
+    return InMemory(_unpickled(path))
+
+
+class Shards:
+    """Several safetensors files and the index that says which tensor is in which.
+
+    Raises:
+        FileNotFoundError: a file of the index is missing.
+        ValueError: an index that is none, that names a file elsewhere, or that does not fit what the files hold.
+    """
+
+    def __init__(self, index: Path):
+        where = _weight_map(index)
+        self._files = {name: TensorFile(index.parent / name) for name in sorted(set(where.values()))}
+        self._where = where
+        for name, file in self._files.items():
+            listed = {tensor for tensor, shard in where.items() if shard == name}
+            if wrong := sorted(listed ^ file.signatures.keys()):
+                raise ValueError(f"{index} does not fit {name}: {', '.join(wrong[:5])} ({len(wrong)} in all)")
+        self.signatures: Mapping[str, Signature] = {
+            tensor: self._files[shard].signatures[tensor] for tensor, shard in where.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor."""
+        return self._files[self._where[name]].read(name)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"{max(names, key=names.count)} is in it twice")
+        return found
+
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=once)["weight_map"]
+        if not all(isinstance(name, str) for pair in weight_map.items() for name in pair):
+            raise TypeError("weight_map must be names of tensors and files")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of safetensors files: {error}") from error
+    for name in set(weight_map.values()):
+        if not re.fullmatch(r"[\w.\-]+\.safetensors", name):
+            raise ValueError(f"{index} names {name!r}; expected the name of a .safetensors file beside it")
+    return weight_map
+
+
+def _unpickled(path: Path) -> Mapping[str, Any]:
+    import torch
+
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < _SAFE_TORCH:
+        safe = ".".join(map(str, _SAFE_TORCH))
+        raise RuntimeError(
+            f"torch {torch.__version__} runs code that a pickle brings along, in spite of weights_only "
+            f"(CVE-2025-32434, CVE-2026-24747); install torch {safe} or later, or use safetensors"
+        )
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch raises whatever the damage happens to hit
+        raise ValueError(f"{path} is no pickle of tensors that torch.load reads with weights_only: {error}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            found = found[wrapper]
+    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise ValueError(f"{path} holds no state dict: expected tensors by name")
+    return found
+
+
+def _write_shards(folder: Path, tensors: Mapping[str, Pending], most: int) -> None:
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; a checkpoint of several files needs a new folder")
+    shards: list[dict[str, Pending]] = [{}]
+    size = total = 0
+    for name, tensor in tensors.items():
+        bytes_ = int(np.prod(tensor.shape)) * tensor.dtype.itemsize
+        if shards[-1] and size + bytes_ > most:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size, total = size + bytes_, total + bytes_
+    names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard},
+    }
+    new = folder.with_name(folder.name + ".tmp")
+    new.mkdir()
+    try:
+        for name, shard in zip(names, shards, strict=True):
+            write(new / name, shard, {"format": "pt"})
+        (new / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        flush(new / INDEX)
+        os.replace(new, folder)
+    except BaseException:
+        for file in new.iterdir():
+            file.unlink()
+        new.rmdir()
+        raise
+    flush(folder.parent)

@@ -1,0 +1,50 @@
+"""Arrays and dtypes of PyTorch as NumPy's, bit for bit, without importing torch before there is a tensor of it."""
+
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+_BITS = {"bfloat16": ("int16", jnp.bfloat16)}  # NumPy has no bfloat16 of its own: what torch hands over, what it is
+
+
+def as_dtype(dtype: Any) -> np.dtype:
+    """A dtype of jnp, NumPy or torch.
+
+    Raises:
+        ValueError: not a floating dtype of at least 16 bits.
+    """
+    name = str(dtype).removeprefix("torch.") if type(dtype).__module__ == "torch" else dtype
+    try:
+        found = jnp.dtype(name)
+    except TypeError as error:
+        raise ValueError(f"dtype must be a floating dtype of jax or torch, got {dtype!r}") from error
+    if found.name not in ("float32", "bfloat16", "float16", "float64"):
+        raise ValueError(f"dtype must be float32, bfloat16, float16 or float64, got {found.name}")
+    return found
+
+
+def as_numpy(value: Any) -> np.ndarray:
+    """A torch tensor, or anything array-like, as a NumPy array."""
+    if not type(value).__module__.startswith("torch"):
+        return np.asarray(value)
+    value, name = value.detach().cpu(), str(value.dtype).removeprefix("torch.")
+    if name not in _BITS:
+        return value.numpy()
+    import torch
+
+    bits, dtype = _BITS[name]
+    return value.contiguous().view(getattr(torch, bits)).numpy().view(dtype)
+
+
+def as_torch(array: np.ndarray) -> "torch.Tensor":
+    """A tensor with memory of its own."""
+    import torch
+
+    if array.dtype.name not in _BITS:
+        return torch.from_numpy(np.array(array))
+    bits, _ = _BITS[array.dtype.name]
+    return torch.from_numpy(np.array(array).view(bits)).view(getattr(torch, array.dtype.name))
