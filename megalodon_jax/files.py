@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -124,9 +125,10 @@ class TensorFile:
                 name: (tuple(one.get_shape()), _DTYPES.get(str(one.get_dtype()), str(one.get_dtype())))
                 for name, one in slices.items()
             }
-            written = self.metadata.pop(_DIGEST, None)
-            if written is not None and written != _digest(path, written):
-                raise ValueError(f"{path} is damaged: its bytes are not those that were written; copy or save it again")
+        written = self.metadata.pop(_DIGEST, "")
+        digest = _checked_header(path, written)
+        if written and written != digest:
+            raise ValueError(f"{path} is damaged: its bytes are not those that were written; copy or save it again")
 
     def read(self, name: str) -> np.ndarray:
         """One tensor."""
@@ -144,10 +146,26 @@ class TensorFile:
             ) from error
 
 
-def _digest(path: Path, written: str) -> str:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, or ValueError if a key is in it twice (as `object_pairs_hook`)."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{max(names, key=names.count)} is in it twice")
+    return found
+
+
+def _checked_header(path: Path, written: str) -> str:
+    """The digest of a file in whose header every name is there once; empty if none was written."""
     with path.open("rb") as file:
         size = file.read(8)
         header = file.read(struct.unpack("<Q", size)[0])
+        try:
+            json.loads(header, object_pairs_hook=unique)
+        except ValueError as error:
+            raise ValueError(f"{path} is not a whole safetensors file: {error}; copy or save it again") from error
+        if not written:
+            return ""
         digest = hashlib.sha256(size + header.replace(written.encode(), _EMPTY, 1))
         while block := file.read(_BLOCK):
             digest.update(block)

@@ -18,7 +18,7 @@ import numpy as np
 from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.convert.state_dict import InMemory, Tensors, exported, load_tensors
 from megalodon_jax.convert.tensors import as_dtype
-from megalodon_jax.files import Pending, Signature, TensorFile, flush, write
+from megalodon_jax.files import Pending, Signature, TensorFile, flush, unique, write
 from megalodon_jax.model import MegalodonForCausalLM
 from megalodon_jax.model.abstract import abstract_model
 
@@ -134,15 +134,8 @@ class Shards:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"{max(names, key=names.count)} is in it twice")
-        return found
-
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=once)["weight_map"]
+        weight_map = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=unique)["weight_map"]
         if not all(isinstance(name, str) for pair in weight_map.items() for name in pair):
             raise TypeError("weight_map must be names of tensors and files")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
