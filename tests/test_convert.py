@@ -112,3 +112,53 @@ def test_cast_weights_changes_no_output(scale_emb):
     assert cast.model.layers[0].attn.wz.weight.dtype == jnp.bfloat16
     assert cast.model.embed.weight.dtype == (jnp.float32 if scale_emb else jnp.bfloat16)
     assert jnp.array_equal(cast(models.ids())[0], model(models.ids())[0])
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, "bfloat16", torch.bfloat16, torch.float16, np.dtype("float64"), torch.float64]
+)
+def test_dtypes_of_jax_and_torch_mean_the_same(dtype):
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else jnp.dtype(dtype).name
+    model = models.build(num_layers=1)
+    for key, tensor in convert.convert_jax_to_torch(model, dtype=dtype, include_rope_inv_freq=True).items():
+        assert tensor.dtype == (torch.float32 if is_sensitive(key) else getattr(torch, name)), key
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, jnp.int32, "complex64", "nonsense", jnp.float8_e4m3fn, 3])
+def test_dtypes_that_are_no_weights(dtype):
+    with pytest.raises(ValueError, match="dtype must be"):
+        convert.convert_jax_to_torch(models.build(num_layers=1), dtype=dtype)
+
+
+def test_exported_weights_are_nobody_elses():
+    """Neither do torch's in-place updates reach the model, nor the other way round."""
+    model = models.build(num_layers=1)
+    state = convert.convert_jax_to_torch(model)
+    loaded = convert.load_weights_from_torch(model, state)
+    with torch.no_grad():
+        for tensor in state.values():
+            tensor.add_(1.0)
+    assert_same(loaded, model)
+
+
+def test_pickles(tmp_path, monkeypatch):
+    """Only when asked for, only tensors, and not with a torch whose reader runs code."""
+    model, path = models.build(num_layers=1), tmp_path / "model.pt"
+    torch.save({"model": {"state_dict": 1}}, path)
+    with pytest.raises(ValueError, match="holds no state dict"):
+        convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True)
+    torch.save({"x": Unpicklable()}, path)
+    with pytest.raises(ValueError, match="no pickle of tensors"):
+        convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="no pickle of tensors"):
+        convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True)
+    torch.save({"state_dict": {"model": convert.convert_jax_to_torch(model)}}, path)
+    assert_same(convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True), model)
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    with pytest.raises(RuntimeError, match=r"CVE-2026-24747\); install torch 2.10"):
+        convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True)
+
+
+class Unpicklable:
+    """What a restricted reader does not know."""
