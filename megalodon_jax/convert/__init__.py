@@ -6,6 +6,6 @@ tensors      arrays and dtypes of torch
 """
 
 from megalodon_jax.convert.pretrained import load_from_pretrained, save_safetensors
-from megalodon_jax.convert.state_dict import convert_jax_to_torch, load_weights_from_torch
+from megalodon_jax.convert.state_dict import StateDict, convert_jax_to_torch, load_weights_from_torch
 
-__all__ = ["convert_jax_to_torch", "load_from_pretrained", "load_weights_from_torch", "save_safetensors"]
+__all__ = ["StateDict", "convert_jax_to_torch", "load_from_pretrained", "load_weights_from_torch", "save_safetensors"]

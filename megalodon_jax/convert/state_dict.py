@@ -27,6 +27,7 @@ from reference.normalized_rotary import inv_freq
 if TYPE_CHECKING:
     import torch
 
+StateDict = dict[str, Any]  # tensors of torch, or arrays, by name
 HEAD, EMBEDDING = "lm_head.weight", "model.embed.weight"
 
 
