@@ -16,6 +16,7 @@ from megalodon_jax.inference import (
 )
 from megalodon_jax.model import MegalodonBlock, MegalodonForCausalLM, MegalodonModel
 from megalodon_jax.padding import bucket_length, pad_batch
+from megalodon_jax.presets import original_config
 from megalodon_jax.types import AttentionCache, EMAState, GenerationState, LayerCache, ModelCache, NormState
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "index_cache",
     "init_cache",
     "load_cache",
+    "original_config",
     "pad_batch",
     "sample_token",
     "save_cache",

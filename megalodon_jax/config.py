@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from megalodon_jax.counting import parameter_counts
+from reference.dropout import DROPOUT_MODES, DropoutMode
+
 InitMode = Literal["gaussian", "xavier", "he", "bert", "none"]
 GemmBackend = Literal["default"]
-Variant = Literal["hf", "original"]
+Variant = Literal["hf", "original"]  # megalodon-hf, or the CUDA release
 
 _DTYPES = ("param_dtype", "compute_dtype", "accum_dtype", "softmax_dtype")
 _SIZES = (
@@ -39,7 +42,12 @@ class MegalodonConfig:
     agree. `pad_token_id` as an int makes that token embed to zero; use None for byte vocabularies.
     `max_cache_len` other than chunk_size, or `cache_unbounded`, makes cached attention a sliding window of
     `max_cache_len` keys. `scan_layers` runs the layers of an uncached call as one scanned block, so that compile time
-    does not grow with depth. `variant="original"` is reserved.
+    does not grow with depth.
+
+    `variant="original"` is the model of the CUDA release: TimestepNorm over all features of a group, interleaved rotary
+    pairs, no bias in wh2, fc1, fc2 and fc3, gains of all norms stored minus one, a learned vector for `rescale_nffn`,
+    an untied head unless `share_emb`, dropout of embeddings, float32 logits; `pad_token_id` embeds like any other.
+    `attention_dropout_mode="dropkey"` takes pairs out of the softmax instead of weights out of its result.
 
     Raises:
         ValueError: a field out of range; the message names the field and the rule.
@@ -81,6 +89,7 @@ class MegalodonConfig:
     share_emb: bool | None = None
     variant: Variant = "hf"
     scan_layers: bool = False
+    attention_dropout_mode: DropoutMode = "post_softmax"
 
     def __post_init__(self):
         for name in _SIZES:
@@ -126,8 +135,10 @@ class MegalodonConfig:
             not self.share_emb or self.effective_output_size == self.vocab_size,
             "share_emb needs output_size {output_size} equal to vocab_size {vocab_size} (or -1)",
         )
+        self._require(self.variant in ("hf", "original"), "variant must be 'hf' or 'original', got {variant!r}")
         self._require(
-            self.variant == "hf", "variant must be 'hf', got {variant!r} ('original' is reserved for a later version)"
+            self.attention_dropout_mode in DROPOUT_MODES,
+            "attention_dropout_mode must be 'post_softmax' or 'dropkey', got {attention_dropout_mode!r}",
         )
 
     def _require(self, condition: bool, message: str) -> None:
@@ -162,7 +173,13 @@ class MegalodonConfig:
     @property
     def tied(self) -> bool:
         """Does the output head use the embedding's weight?"""
-        return self.effective_output_size == self.vocab_size if self.share_emb is None else self.share_emb
+        if self.share_emb is None:
+            return self.variant == "hf" and self.effective_output_size == self.vocab_size
+        return self.share_emb
+
+    def parameter_count_breakdown(self) -> dict[str, int]:
+        """How many parameters each part of the model has, and the total; nothing is allocated."""
+        return parameter_counts(self)
 
     @classmethod
     def from_7b(cls) -> "MegalodonConfig":

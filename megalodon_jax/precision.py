@@ -15,7 +15,7 @@ from megalodon_jax.parameters import map_parameters, named_parameters
 Model = TypeVar("Model", bound=eqx.Module)
 
 _SENSITIVE_MODULES = ("cema", "timenorm", "rmsnorm")
-_SENSITIVE_PATHS = ("attn.gamma", "attn.beta", "ffn.norm.weight", "ffn.norm.bias")
+_SENSITIVE_PATHS = ("attn.gamma", "attn.beta", "ffn.norm.weight", "ffn.norm.bias", "ffn.rescale")
 
 
 def is_sensitive(name: str) -> bool:

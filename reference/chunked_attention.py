@@ -19,13 +19,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 
-from reference.dropout import dropout
+from reference.dropout import AttentionDropout, DropoutMode
 from reference.segments import cached_span, run_chunks, take_rows, valid_tokens
 
 Precision = Literal["tf32"] | None
 
 
-@partial(jax.jit, static_argnames=("chunk_size", "precision", "softmax_dtype", "dropout_rate"))
+@partial(jax.jit, static_argnames=("chunk_size", "precision", "softmax_dtype", "dropout_rate", "dropout_mode"))
 def chunked_attention(
     q: Float[Array, "B L H K"],
     k: Float[Array, "B L H K"],
@@ -41,12 +41,13 @@ def chunked_attention(
     softmax_dtype: DTypeLike = jnp.float32,
     dropout_rate: float = 0.0,
     dropout_key: PRNGKeyArray | None = None,
+    dropout_mode: DropoutMode = "post_softmax",
 ) -> Float[Array, "B L H V"]:
     """Reference chunked_attention; arguments, shapes and meaning as in `pallas_kernels.chunked_attention`."""
 
     def attend(*blocks, key=dropout_key):
-        drop = partial(dropout, rate=dropout_rate, key=key) if dropout_rate else None
-        return masked_attention(*blocks, precision=precision, softmax_dtype=softmax_dtype, weights_transform=drop)
+        drop = None if key is None or not dropout_rate else AttentionDropout(dropout_rate, key, dropout_mode)
+        return masked_attention(*blocks, precision=precision, softmax_dtype=softmax_dtype, drop=drop)
 
     tokens = {"chunk_size": chunk_size, "mask": mask, "segment_ids": segment_ids}
     length = q.shape[1]
@@ -100,11 +101,11 @@ def masked_attention(
     *,
     precision: Precision = None,
     softmax_dtype=jnp.float32,
-    weights_transform=None,
+    drop: AttentionDropout | None = None,
 ) -> Float[Array, "*batch Q H V"]:
     """Dense attention over `allowed` pairs, scale 1; scores and softmax in `softmax_dtype`, result in q.dtype.
 
-    `weights_transform` is applied to the normalised weights (dropout). Masked keys and values may hold anything.
+    Masked keys and values may hold anything.
     """
     seen = jnp.any(allowed, axis=(-3, -2))  # [*batch, S]: keys that some query may attend
     k, v = (jnp.where(seen[..., None, None], a, 0) for a in (k, v))
@@ -113,9 +114,9 @@ def masked_attention(
         precision=lax.Precision.DEFAULT if precision == "tf32" else lax.Precision.HIGHEST,
         preferred_element_type=softmax_dtype,
     )
-    weights = masked_softmax(contract("...qhk,...shk->...hqs", q, k), allowed)
-    if weights_transform is not None:
-        weights = weights_transform(weights)
+    scores = contract("...qhk,...shk->...hqs", q, k)
+    weights = masked_softmax(scores, allowed if drop is None else drop.allowed(allowed, scores.shape))
+    weights = weights if drop is None else drop.weights(weights)
     return contract("...hqs,...shv->...qhv", weights.astype(v.dtype), v).astype(q.dtype)
 
 

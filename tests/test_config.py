@@ -28,7 +28,7 @@ def test_defaults_and_properties():
         "scale_emb": False, "norm_affine": True, "dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout": 0.0,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_positions": 1_000_000, "init_mode": "gaussian",
         "use_checkpoint": False, "output_size": -1, "gemm_backend": "default", "share_emb": None, "variant": "hf",
-        "scan_layers": False,
+        "scan_layers": False, "attention_dropout_mode": "post_softmax",
     }  # fmt: skip
     fields = dataclasses.asdict(config)
     assert {k: fields[k] for k in expected} == expected
@@ -77,7 +77,8 @@ def test_preset_7b():
         ({"pad_token_id": True}, "pad_token_id must be int or None"),
         ({"share_emb": True, "output_size": 10}, "share_emb"),
         ({"output_size": 0}, "output_size"),
-        ({"variant": "original"}, "reserved"),
+        ({"variant": "cuda"}, "variant must be 'hf' or 'original', got 'cuda'"),
+        ({"attention_dropout_mode": "heads"}, "attention_dropout_mode must be"),
     ],
 )
 def test_rules(changes, message, unhooked):

@@ -2,10 +2,19 @@
 
 state_dict   megalodon-hf's names in memory
 pretrained   the same in files
+original     checkpoints of the CUDA release
 tensors      arrays and dtypes of torch
 """
 
+from megalodon_jax.convert.original import load_original_checkpoint
 from megalodon_jax.convert.pretrained import load_from_pretrained, save_safetensors
 from megalodon_jax.convert.state_dict import StateDict, convert_jax_to_torch, load_weights_from_torch
 
-__all__ = ["StateDict", "convert_jax_to_torch", "load_from_pretrained", "load_weights_from_torch", "save_safetensors"]
+__all__ = [
+    "StateDict",
+    "convert_jax_to_torch",
+    "load_from_pretrained",
+    "load_original_checkpoint",
+    "load_weights_from_torch",
+    "save_safetensors",
+]

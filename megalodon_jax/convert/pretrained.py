@@ -81,9 +81,12 @@ def load_from_pretrained(
             pickle that was not asked for, or that needs more than tensors.
         RuntimeError: a pickle, and a torch whose restricted reader has known holes.
     """
-    if dtype is not None:
-        config = dataclasses.replace(config, param_dtype=as_dtype(dtype))
-    return load_tensors(*abstract_model(config), open_checkpoint(path, allow_pickle_checkpoint))
+    return load_tensors(*abstract_model(with_dtype(config, dtype)), open_checkpoint(path, allow_pickle_checkpoint))
+
+
+def with_dtype(config: MegalodonConfig, dtype: Any) -> MegalodonConfig:
+    """The config with another param_dtype, of jnp or torch; None keeps it."""
+    return config if dtype is None else dataclasses.replace(config, param_dtype=as_dtype(dtype))
 
 
 def open_checkpoint(path: str | os.PathLike, allow_pickle_checkpoint: bool = False) -> Tensors:

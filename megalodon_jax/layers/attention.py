@@ -15,15 +15,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from megalodon_jax.config import Variant
 from megalodon_jax.layers.chunked_attention import ChunkedAttention, attention_multi_chunk, attention_single_chunk
 from megalodon_jax.layers.complex_ema import ComplexEMA
 from megalodon_jax.layers.dropout import dropout, require_dropout_key, split
 from megalodon_jax.layers.feedforward import NormalizedFFN
 from megalodon_jax.layers.norms import RMSNorm
-from megalodon_jax.layers.timestep_norm import TimestepNorm
+from megalodon_jax.layers.timestep_norm import TimestepNorm, time_norm
 from megalodon_jax.ops import linear_3d
 from megalodon_jax.types import EMAState, LayerCache
 from megalodon_jax.utils import reinit_linear_weights
+from reference.dropout import DropoutMode
 
 __all__ = [
     "ChunkedAttention",
@@ -80,25 +82,28 @@ class MegalodonAttention(eqx.Module):
         accum_dtype=jnp.float32,
         gemm_backend: str = "default",
         *,
+        variant: Variant = "hf",
+        dropout_mode: DropoutMode = "post_softmax",
         key,
     ):
         self.num_heads, self.head_dim, self.value_head_dim = num_heads, z_dim // num_heads, value_dim // num_heads
         self.norm_eps, self.dropout, self.hidden_dropout = norm_eps, dropout, hidden_dropout
         self.compute_dtype, self.accum_dtype = jnp.dtype(compute_dtype), jnp.dtype(accum_dtype)
         self.gemm_backend = gemm_backend
-        keys = jax.random.split(key, 9)
-        self.timenorm = TimestepNorm(model_dim, norm_num_groups, norm_eps, norm_affine)
+        keys, original = jax.random.split(key, 9), variant == "original"
+        self.timenorm = time_norm(model_dim, norm_num_groups, norm_eps, norm_affine, variant)
         self.cema = ComplexEMA(model_dim, cema_ndim, key=keys[0])
         self.rmsnorm = RMSNorm(model_dim, norm_eps, norm_affine)
         self.inner = ChunkedAttention(
             num_heads, self.head_dim, self.value_head_dim, chunk_size,
             rope_base, max_cache_len, cache_unbounded, attention_dropout, accum_dtype,
+            interleaved=original, dropout_mode=dropout_mode,
         )  # fmt: skip
         self.wz = eqx.nn.Linear(model_dim, z_dim, dtype=param_dtype, key=keys[2])
         self.wv = eqx.nn.Linear(model_dim, value_dim, dtype=param_dtype, key=keys[3])
         self.wr = eqx.nn.Linear(model_dim, value_dim, dtype=param_dtype, key=keys[4])
         self.wh1 = eqx.nn.Linear(model_dim, model_dim, dtype=param_dtype, key=keys[5])
-        self.wh2 = eqx.nn.Linear(value_dim, model_dim, dtype=param_dtype, key=keys[6])
+        self.wh2 = eqx.nn.Linear(value_dim, model_dim, use_bias=not original, dtype=param_dtype, key=keys[6])
         self.gamma = jnp.zeros((2, z_dim), jnp.float32)
         self.beta = jnp.zeros((2, z_dim), jnp.float32)
 

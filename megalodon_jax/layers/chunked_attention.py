@@ -7,17 +7,17 @@ absolute chunk the angles are taken at `position mod chunk_size`: the same funct
 from functools import partial
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from megalodon_jax.layers.dropout import dropout, require_dropout_key
+from megalodon_jax.layers.dropout import require_dropout_key
 from megalodon_jax.layers.ring import check_cache, empty_cache, extend_cache, full_cache
 from megalodon_jax.layers.rotary import RotaryEmbedding
 from megalodon_jax.layers.streaming import attend_cached, attend_newest
 from megalodon_jax.types import AttentionCache
 from pallas_kernels import chunked_attention, normalized_rotary
 from reference.chunked_attention import masked_attention
+from reference.dropout import AttentionDropout, DropoutMode
 from reference.segments import chunk_positions
 
 
@@ -48,8 +48,8 @@ def attention_single_chunk(
         allowed = allowed & jnp.tril(jnp.ones((queries, keys), bool), keys - queries)
     if kv_mask is not None:
         allowed = allowed & kv_mask[:, None, None]
-    drop = _weight_dropout(dropout_rate, deterministic, key)
-    return masked_attention(q, k, v, allowed, softmax_dtype=jnp.dtype(accum_dtype), weights_transform=drop)
+    drop = _attention_dropout(dropout_rate, deterministic, key)
+    return masked_attention(q, k, v, allowed, softmax_dtype=jnp.dtype(accum_dtype), drop=drop)
 
 
 def attention_multi_chunk(
@@ -80,15 +80,8 @@ def attention_multi_chunk(
     )  # fmt: skip
 
 
-def _weight_dropout(rate: float, deterministic: bool, key):
-    active = rate > 0.0 and not deterministic
-    return partial(dropout, rate=rate, deterministic=False, key=key) if active else None
-
-
-def _block_dropout(rate: float, deterministic: bool, key):
-    if rate == 0.0 or deterministic:
-        return None
-    return lambda weights, block: dropout(weights, rate, False, jax.random.fold_in(key, block))
+def _attention_dropout(rate: float, deterministic: bool, key, mode: DropoutMode = "post_softmax"):
+    return None if deterministic or rate == 0.0 else AttentionDropout(rate, key, mode)
 
 
 class ChunkedAttention(eqx.Module):
@@ -108,6 +101,7 @@ class ChunkedAttention(eqx.Module):
     cache_unbounded: bool = eqx.field(static=True)
     attention_dropout: float = eqx.field(static=True)
     accum_dtype: jnp.dtype = eqx.field(static=True)
+    dropout_mode: DropoutMode = eqx.field(static=True)
 
     def __init__(
         self,
@@ -122,13 +116,15 @@ class ChunkedAttention(eqx.Module):
         accum_dtype=jnp.float32,
         *,
         key=None,
+        interleaved: bool = False,
+        dropout_mode: DropoutMode = "post_softmax",
     ):
-        self.rotary = RotaryEmbedding(head_dim, rope_base)
+        self.rotary = RotaryEmbedding(head_dim, rope_base, interleaved)
         self.num_heads, self.head_dim, self.value_head_dim = num_heads, head_dim, value_head_dim
         self.chunk_size = chunk_size
         self.max_cache_len = chunk_size if max_cache_len is None or max_cache_len < 0 else max_cache_len
         self.cache_unbounded, self.attention_dropout = cache_unbounded, attention_dropout
-        self.accum_dtype = jnp.dtype(accum_dtype)
+        self.accum_dtype, self.dropout_mode = jnp.dtype(accum_dtype), dropout_mode
 
     @property
     def sliding(self) -> bool:
@@ -178,7 +174,10 @@ class ChunkedAttention(eqx.Module):
     ) -> tuple[Float[Array, "B L H V"], AttentionCache | None, Int32[Array, " B"]]:
         """The same with the queries and keys that `normalized_rotary` makes of z; errors as there and above."""
         positions = self._positions(z.shape[1], cache, return_cache, segment_ids, position_ids)
-        q, k = normalized_rotary(z, scale, shift, positions=positions, eps=norm_eps, base=self.rotary.base)
+        q, k = normalized_rotary(
+            z, scale, shift,
+            positions=positions, eps=norm_eps, base=self.rotary.base, interleaved=self.rotary.interleaved,
+        )  # fmt: skip
         return self._attend(q, k, v, cache, mask, return_cache, deterministic, key, segment_ids)
 
     def _positions(self, length: int, cache: AttentionCache | None, return_cache: bool, segment_ids, position_ids):
@@ -198,6 +197,7 @@ class ChunkedAttention(eqx.Module):
         attend = partial(
             chunked_attention, q, k, v, chunk_size=self.chunk_size, mask=mask, softmax_dtype=self.accum_dtype,
             dropout_rate=0.0 if deterministic else self.attention_dropout, dropout_key=key,
+            dropout_mode=self.dropout_mode,
         )  # fmt: skip
         if cache is None and not return_cache:
             return attend(segment_ids=segment_ids), None, lengths
@@ -214,7 +214,7 @@ class ChunkedAttention(eqx.Module):
             "chunk_size": self.chunk_size,
             "window": self.max_cache_len if self.sliding else None,
             "accum_dtype": self.accum_dtype,
-            "drop": _block_dropout(self.attention_dropout, deterministic, key),
+            "drop": _attention_dropout(self.attention_dropout, deterministic, key, self.dropout_mode),
         }
         if length == 1:
             out = attend_newest(q, new_cache, **other)

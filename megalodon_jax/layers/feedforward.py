@@ -2,15 +2,20 @@
 
 n = LayerNorm(x)      h = silu(fc1 n)   or, with swiglu,   silu(fc1 n) * fc3 n
 y = residual + a * fc2 h,    a = 0.1 * 0.5^layer_id with rescale, else 1
+
+In the original release a is a learned vector that begins there, linear layers have no bias, and the norm's gain is
+stored minus one.
 """
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
+from megalodon_jax.config import Variant
 from megalodon_jax.layers.dropout import dropout, require_dropout_key, split
 from megalodon_jax.layers.norms import BatchedLayerNorm
 from megalodon_jax.ops import linear_3d
@@ -24,6 +29,7 @@ class NormalizedFFN(eqx.Module):
     fc1: eqx.nn.Linear
     fc2: eqx.nn.Linear
     fc3: eqx.nn.Linear | None
+    rescale: Float32[Array, " D"] | None
     alpha: float | None = eqx.field(static=True)
     model_dim: int = eqx.field(static=True)
     ffn_hidden_dim: int = eqx.field(static=True)
@@ -49,18 +55,22 @@ class NormalizedFFN(eqx.Module):
         accum_dtype=jnp.float32,
         gemm_backend: str = "default",
         *,
+        variant: Variant = "hf",
         key,
     ):
         self.model_dim, self.ffn_hidden_dim = model_dim, ffn_hidden_dim
         self.hidden_dropout, self.dropout = hidden_dropout, dropout
         self.compute_dtype, self.accum_dtype = jnp.dtype(compute_dtype), jnp.dtype(accum_dtype)
         self.gemm_backend = gemm_backend
-        self.alpha = 0.1 * 0.5**layer_id if rescale else None
-        self.norm = BatchedLayerNorm(model_dim, norm_eps, norm_affine)
+        original, scale = variant == "original", 0.1 * 0.5**layer_id
+        self.alpha = scale if rescale and not original else None
+        self.rescale = jnp.full(model_dim, scale, jnp.float32) if rescale and original else None
+        self.norm = BatchedLayerNorm(model_dim, norm_eps, norm_affine, minus_one=original)
         key1, key2, key3 = jax.random.split(key, 3)
-        self.fc1 = eqx.nn.Linear(model_dim, ffn_hidden_dim, dtype=param_dtype, key=key1)
-        self.fc2 = eqx.nn.Linear(ffn_hidden_dim, model_dim, dtype=param_dtype, key=key2)
-        self.fc3 = eqx.nn.Linear(model_dim, ffn_hidden_dim, dtype=param_dtype, key=key3) if swiglu else None
+        linear = partial(eqx.nn.Linear, use_bias=not original, dtype=param_dtype)
+        self.fc1 = linear(model_dim, ffn_hidden_dim, key=key1)
+        self.fc2 = linear(ffn_hidden_dim, model_dim, key=key2)
+        self.fc3 = linear(model_dim, ffn_hidden_dim, key=key3) if swiglu else None
 
     @classmethod
     def with_init(cls, *args, init_mode: str = "gaussian", key, **kwargs) -> "NormalizedFFN":
@@ -77,7 +87,7 @@ class NormalizedFFN(eqx.Module):
         *,
         scale: Float[Array, ""] | float | None = None,
     ) -> Float[Array, "B L D"]:
-        """Add the layer, times `scale` (alpha if None), to `residual_base` (x itself if None).
+        """Add the layer, times `scale` (its own if None), to `residual_base` (x itself if None).
 
         Raises:
             ValueError: dropout without a key.
@@ -92,7 +102,8 @@ class NormalizedFFN(eqx.Module):
             hidden = hidden * self._linear(self.fc3, normed)
         hidden = dropout(hidden, self.hidden_dropout, deterministic, hidden_key)
         out = dropout(self._linear(self.fc2, hidden), self.dropout, deterministic, out_key)
-        scale = self.alpha if scale is None else scale
+        own = self.alpha if self.rescale is None else self.rescale
+        scale = own if scale is None else scale
         if scale is not None:
             out = out * jnp.asarray(scale, out.dtype)
         return residual + out

@@ -1,7 +1,10 @@
-"""Rotary position embedding, half-split pairing.
+"""Rotary position embedding.
 
-(z[i], z[i + d/2]) is rotated by the angle  position * base^(-2 i / d),   i = 0 .. d/2 - 1
+(z[i], z[i + d/2]), or interleaved (z[2 i], z[2 i + 1]), is rotated by the angle  position * base^(-2 i / d),
+i = 0 .. d/2 - 1
 """
+
+from functools import partial
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -20,11 +23,12 @@ class RotaryEmbedding(eqx.Module):
 
     dim: int = eqx.field(static=True)
     base: float = eqx.field(static=True)
+    interleaved: bool = eqx.field(static=True)
 
-    def __init__(self, dim: int, base: float = 10000.0, *, key=None):
+    def __init__(self, dim: int, base: float = 10000.0, interleaved: bool = False, *, key=None):
         if dim % 2:
             raise ValueError(f"RotaryEmbedding expects even head dimension, got {dim}")
-        self.dim, self.base = dim, base
+        self.dim, self.base, self.interleaved = dim, base, interleaved
 
     @property
     def inv_freq(self) -> np.ndarray:
@@ -42,4 +46,5 @@ class RotaryEmbedding(eqx.Module):
         self, q: Float[Array, "B L H K"], k: Float[Array, "B L H K"], positions: Int[Array, "*B L"]
     ) -> tuple[Float[Array, "B L H K"], Float[Array, "B L H K"]]:
         """Rotate by given positions, shared by the batch or one row each; computed in float32, cast back."""
-        return rotate(q, positions, self.base), rotate(k, positions, self.base)
+        turn = partial(rotate, positions=positions, base=self.base, interleaved=self.interleaved)
+        return turn(q), turn(k)

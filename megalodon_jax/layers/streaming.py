@@ -9,17 +9,18 @@ so the result depends on positions alone, never on how the stream was cut into c
 further back than the ring of S slots holds: s > t - S.
 """
 
-from functools import partial
-
 import jax.numpy as jnp
 from jax import lax
 
 from megalodon_jax.layers.ring import history, positions_in_slots
 from megalodon_jax.types import AttentionCache
 from reference.chunked_attention import masked_attention, masked_softmax
+from reference.dropout import AttentionDropout
 
 
-def attend_newest(q, cache: AttentionCache, *, chunk_size: int, window: int | None, accum_dtype, drop):
+def attend_newest(
+    q, cache: AttentionCache, *, chunk_size: int, window: int | None, accum_dtype, drop: AttentionDropout | None
+):
     """Attention of the one newest token, already in the ring: reads the slots in place, in any order.
 
     Products with one query are no matmuls: as such XLA would first copy the ring into another order on CPU. Slots that
@@ -29,15 +30,17 @@ def attend_newest(q, cache: AttentionCache, *, chunk_size: int, window: int | No
     positions = positions_in_slots(cache.count, cache.k.shape[1])
     seen = (positions >= 0) & _within(positions, newest, chunk_size, window)
     scores = jnp.sum(q.astype(accum_dtype) * cache.k.astype(accum_dtype), axis=-1)  # [B, S, H]
-    weights = masked_softmax(jnp.moveaxis(scores, 1, 2), seen[:, None])
-    weights = weights if drop is None else drop(weights, 0)
+    scores, seen = jnp.moveaxis(scores, 1, 2), seen[:, None]
+    weights = masked_softmax(scores, seen if drop is None else drop.allowed(seen, scores.shape))
+    weights = weights if drop is None else drop.weights(weights)
     weights = weights.astype(cache.v.dtype)
     values = {"precision": lax.Precision.HIGHEST, "preferred_element_type": accum_dtype}
     return jnp.einsum("bhs,bshv->bhv", weights, cache.v, **values).astype(q.dtype)[:, None]
 
 
 def attend_cached(
-    q, k, v, cache: AttentionCache, *, chunk_size: int, window: int | None, lengths, accum_dtype, drop
+    q, k, v, cache: AttentionCache, *, chunk_size: int, window: int | None, lengths, accum_dtype,
+    drop: AttentionDropout | None,
 ):  # fmt: skip
     """Attention of L new, rotated queries to the cached keys and to the new ones.
 
@@ -48,7 +51,7 @@ def attend_cached(
         window: W of the sliding rule, None for chunk-local.
         lengths: [B], how many of the new tokens each row has; those behind are padding, which nothing sees.
         accum_dtype: dtype of scores and softmax.
-        drop: dropout of the softmax weights in the block of queries of a number, or None.
+        drop: dropout, or None.
     """
     length = q.shape[1]
     reach = chunk_size if window is None else window
@@ -73,7 +76,7 @@ def attend_cached(
             block_values,
             seen[:, None],
             softmax_dtype=accum_dtype,
-            weights_transform=None if drop is None else partial(drop, block=index),
+            drop=None if drop is None else drop.of_block(index),
         )
 
     if length <= chunk_size:

@@ -4,15 +4,18 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from megalodon_jax.config import Variant
 from megalodon_jax.types import NormState
 from pallas_kernels import timestep_norm
-from reference.timestep_norm import VARIANCE_FLOOR
+from reference.timestep_norm import VARIANCE_FLOOR, Statistics
 
 __all__ = ["VARIANCE_FLOOR", "TimestepNorm"]
 
 
 class TimestepNorm(eqx.Module):
-    """Cumulative group norm over time with megalodon-hf's statistics; gain stored minus one.
+    """Cumulative group norm over time; gain stored minus one.
+
+    `statistics` "token_mean" are megalodon-hf's, "all_features" those of the original release.
 
     Raises:
         ValueError: num_features not divisible by num_groups.
@@ -25,12 +28,22 @@ class TimestepNorm(eqx.Module):
     group_size: int = eqx.field(static=True)
     eps: float = eqx.field(static=True)
     affine: bool = eqx.field(static=True)
+    statistics: Statistics = eqx.field(static=True)
 
-    def __init__(self, num_features: int, num_groups: int, eps: float = 1e-5, affine: bool = True, *, key=None):
+    def __init__(
+        self,
+        num_features: int,
+        num_groups: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        statistics: Statistics = "token_mean",
+        key=None,
+    ):
         if num_features % num_groups:
             raise ValueError(f"num_features {num_features} must be divisible by num_groups {num_groups}")
         self.num_features, self.num_groups, self.eps, self.affine = num_features, num_groups, eps, affine
-        self.group_size = num_features // num_groups
+        self.group_size, self.statistics = num_features // num_groups, statistics
         self.weight = jnp.zeros(num_features, jnp.float32) if affine else None
         self.bias = jnp.zeros(num_features, jnp.float32) if affine else None
 
@@ -56,12 +69,20 @@ class TimestepNorm(eqx.Module):
             _float32(self.bias),
             num_groups=self.num_groups,
             eps=self.eps,
+            statistics=self.statistics,
             state=None if state is None else (state.count, state.mean, state.var),
             mask=mask,
             segment_ids=segment_ids,
             return_state=True,
         )
         return y, NormState(*new_state)
+
+
+def time_norm(dim: int, groups: int, eps: float, affine: bool, variant: Variant) -> TimestepNorm:
+    """The norm over time of a variant of the model; that of the original release always has gain and bias."""
+    if variant == "original":
+        return TimestepNorm(dim, groups, eps, statistics="all_features")
+    return TimestepNorm(dim, groups, eps, affine)
 
 
 def _float32(a):

@@ -9,8 +9,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from megalodon_jax.config import MegalodonConfig
-from megalodon_jax.layers.dropout import require_dropout_key, split
-from megalodon_jax.layers.timestep_norm import TimestepNorm
+from megalodon_jax.layers.dropout import dropout, require_dropout_key, split
+from megalodon_jax.layers.timestep_norm import TimestepNorm, time_norm
 from megalodon_jax.model.block import MegalodonBlock
 from megalodon_jax.padding import tokens_first
 from megalodon_jax.types import ModelCache
@@ -47,7 +47,8 @@ class MegalodonModel(eqx.Module):
         self.embed = eqx.nn.Embedding(weight=draw(embed_key, shape, config.param_dtype))
         keys = split(layers_key, config.num_layers) if config.num_layers else ()
         self.layers = tuple(MegalodonBlock(config, i, key=layer_key) for i, layer_key in enumerate(keys))
-        self.norm = TimestepNorm(config.model_dim, config.norm_num_groups, config.norm_eps, config.norm_affine)
+        c = config
+        self.norm = time_norm(c.model_dim, c.norm_num_groups, c.norm_eps, c.norm_affine, c.variant)
 
     def __call__(
         self,
@@ -103,6 +104,9 @@ class MegalodonModel(eqx.Module):
         if attention_mask is not None and streams:
             input_ids, attention_mask, restore = tokens_first(input_ids, attention_mask)
         x = self._embed(input_ids)
+        if config.variant == "original" and key is not None:
+            key, embed_key = jax.random.split(key)
+            x = dropout(x, config.dropout, deterministic, embed_key)
         rematerialise = config.use_checkpoint and not deterministic
         new_caches = []
         scanned = self.config.scan_layers and cache is None and not return_cache and len(self.layers) > 1
@@ -129,7 +133,7 @@ class MegalodonModel(eqx.Module):
         """All layers as one scanned block: parameters stacked here, the parameter tree outside as it is."""
         leaves = [jax.tree.leaves(layer) for layer in self.layers]
         structure = jax.tree.structure(self.layers[0])  # layers differ in nothing static but layer_id and alpha
-        scales = jnp.asarray([layer.ffn.alpha for layer in self.layers]) if self.config.rescale_nffn else None
+        scales = None if self.layers[0].ffn.alpha is None else jnp.asarray([layer.ffn.alpha for layer in self.layers])
         keys = None if key is None else jax.random.split(key, len(self.layers))
 
         def body(x, inputs):
@@ -150,7 +154,7 @@ class MegalodonModel(eqx.Module):
         x = self.embed.weight[input_ids]
         if self.config.scale_emb:
             x = x * jnp.asarray(math.sqrt(self.config.model_dim), x.dtype)
-        if self.config.pad_token_id is not None:
+        if self.config.pad_token_id is not None and self.config.variant == "hf":
             x = jnp.where((input_ids == self.config.pad_token_id)[..., None], 0, x).astype(x.dtype)
         return x.astype(self.config.compute_dtype)
 

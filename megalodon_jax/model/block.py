@@ -31,13 +31,14 @@ class MegalodonBlock(eqx.Module):
             "accum_dtype": config.accum_dtype,
             "gemm_backend": config.gemm_backend,
             "init_mode": config.init_mode,
+            "variant": config.variant,
         }
         self.attn = MegalodonAttention.with_init(
             config.model_dim, config.z_dim, config.value_dim, config.num_heads, config.cema_ndim, config.chunk_size,
             config.norm_num_groups,
             rope_base=config.effective_rope_base, max_cache_len=config.effective_max_cache_len,
             cache_unbounded=config.cache_unbounded, attention_dropout=config.attention_dropout,
-            key=attention_key, **shared,
+            dropout_mode=config.attention_dropout_mode, key=attention_key, **shared,
         )  # fmt: skip
         self.ffn = NormalizedFFN.with_init(
             config.model_dim, config.ffn_hidden_dim,

@@ -69,9 +69,10 @@ class MegalodonForCausalLM(eqx.Module):
         config = self.config
         weight = self.model.embed.weight if self.lm_head is None else self.lm_head.weight
         weight = weight.astype(config.compute_dtype)
+        widen = jnp.float32 if config.variant == "original" else config.compute_dtype
         return lambda hidden: matmul_3d_weight(
             hidden, weight, config.compute_dtype, config.accum_dtype, config.gemm_backend
-        )
+        ).astype(widen)
 
     @overload
     def compute_loss(

@@ -14,6 +14,7 @@ from pallas_kernels._dispatch import Op, reference_implementation
 from pallas_kernels._kernels import kernel_implementations
 from pallas_kernels._settings import Implementation as ImplementationName
 from pallas_kernels.chunked_attention import tiles, vjp
+from reference.dropout import DROPOUT_MODES, DropoutMode
 
 
 def chunked_attention(
@@ -31,6 +32,7 @@ def chunked_attention(
     softmax_dtype: DTypeLike = jnp.float32,
     dropout_rate: float = 0.0,
     dropout_key: PRNGKeyArray | None = None,
+    dropout_mode: DropoutMode = "post_softmax",
     implementation: ImplementationName = None,
 ) -> Float[Array, "B L H V"]:
     """Causal softmax attention inside chunks of `chunk_size` (Megalodon, arXiv 2404.08801, section 3.3).
@@ -52,6 +54,8 @@ def chunked_attention(
         softmax_dtype: of scores, softmax and sums; other than float32 on implementation "xla" alone.
         dropout_rate, dropout_key: probability with which a softmax weight is dropped, and what draws it (needed unless
             the rate is 0); on implementation "xla" alone.
+        dropout_mode: "post_softmax" drops weights and rescales the others; "dropkey" takes pairs of query and key out
+            of the softmax.
         implementation: None (best available), a name, or a tuple of names tried in order.
 
     Returns:
@@ -59,7 +63,7 @@ def chunked_attention(
 
     Raises:
         ValueError: wrong shape, chunk_size not positive, part of a cache, cached_length out of range, unknown
-            precision or implementation, dropout_rate outside [0, 1] or without a key.
+            precision, dropout_mode or implementation, dropout_rate outside [0, 1] or without a key.
         TypeError: wrong dtype, or q, k, v of different dtypes; float16 is refused.
         KernelUnavailable: a named implementation cannot run.
     """
@@ -68,13 +72,13 @@ def chunked_attention(
         chunk_size=chunk_size, mask=mask, segment_ids=segment_ids,
         cached_k=cached_k, cached_v=cached_v, cached_length=cached_length,
         precision=precision, softmax_dtype=softmax_dtype, dropout_rate=dropout_rate, dropout_key=dropout_key,
-        implementation=implementation,
+        dropout_mode=dropout_mode, implementation=implementation,
     )  # fmt: skip
 
 
 def _check(
     q, k, v, *, chunk_size, mask=None, segment_ids=None, cached_k=None, cached_v=None, cached_length=None,
-    precision=None, softmax_dtype=jnp.float32, dropout_rate=0.0, dropout_key=None,
+    precision=None, softmax_dtype=jnp.float32, dropout_rate=0.0, dropout_key=None, dropout_mode="post_softmax",
 ):  # fmt: skip
     op, sizes = "chunked_attention", {}
     checks.check_array(op, "q", q, ("B", "L", "H", "K"), checks.ACTIVATIONS, sizes)
@@ -86,6 +90,7 @@ def _check(
         raise TypeError(f"{op}: softmax_dtype must be a floating dtype, got {softmax_dtype!r}.")
     if not isinstance(dropout_rate, (int, float)) or not 0.0 <= dropout_rate <= 1.0:
         raise ValueError(f"{op}: dropout_rate must be a Python number in [0, 1], got {dropout_rate!r}.")
+    checks.check_choice(op, "dropout_mode", dropout_mode, DROPOUT_MODES)
     if dropout_rate and dropout_key is None:
         raise ValueError(f"{op}: dropout_rate {dropout_rate} needs dropout_key, a jax.random.key.")
     checks.check_tokens(op, mask, segment_ids, sizes)
