@@ -11,7 +11,7 @@ from megalodon_jax.counting import parameter_counts
 from reference.dropout import DROPOUT_MODES, DropoutMode
 
 InitMode = Literal["gaussian", "xavier", "he", "bert", "none"]
-GemmBackend = Literal["default"]
+GemmBackend = Literal["default", "mxfp8", "nvfp4"]
 Variant = Literal["hf", "original"]  # megalodon-hf, or the CUDA release
 
 _DTYPES = ("param_dtype", "compute_dtype", "accum_dtype", "softmax_dtype")
@@ -47,6 +47,8 @@ class MegalodonConfig:
     `variant="original"` is the model of the CUDA release: TimestepNorm over all features of a group, interleaved rotary
     pairs, no bias in wh2, fc1, fc2 and fc3, gains of all norms stored minus one, a learned vector for `rescale_nffn`,
     an untied head unless `share_emb`, dropout of embeddings, float32 logits; `pad_token_id` embeds like any other.
+    `gemm_backend` "mxfp8" or "nvfp4" quantises the operands of the linear layers in the blocks, forward and backward;
+    the head, the operations and all sensitive parameters stay as they are.
     `attention_dropout_mode="dropkey"` takes pairs out of the softmax instead of weights out of its result.
 
     Raises:
@@ -125,7 +127,10 @@ class MegalodonConfig:
             self.compute_dtype in (jnp.float32, jnp.bfloat16),
             "compute_dtype must be float32 or bfloat16, got {compute_dtype}",
         )
-        self._require(self.gemm_backend == "default", "gemm_backend must be 'default', got {gemm_backend!r}")
+        self._require(
+            self.gemm_backend in ("default", "mxfp8", "nvfp4"),
+            "gemm_backend must be 'default', 'mxfp8' or 'nvfp4', got {gemm_backend!r}",
+        )
         self._require(
             jnp.finfo(self.accum_dtype).bits >= jnp.finfo(self.compute_dtype).bits,
             "accum_dtype should be >= compute_dtype, got {accum_dtype} and {compute_dtype}",

@@ -89,7 +89,7 @@ def test_layers():
         attention_single_chunk(q, q, q, dropout_rate=0.1, deterministic=False)
     with pytest.raises(ValueError, match="PRNG key required"):
         ChunkedAttention(1, 4, 4, 4, attention_dropout=0.1)(q, q, q, deterministic=False)
-    with pytest.raises(NotImplementedError, match="gemm_backend"):
+    with pytest.raises(ValueError, match="gemm_backend"):
         linear_3d(eqx.nn.Linear(4, 4, key=jax.random.key(0)), q, jnp.float32, jnp.float32, "fp8")
 
 

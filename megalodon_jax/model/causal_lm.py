@@ -70,9 +70,7 @@ class MegalodonForCausalLM(eqx.Module):
         weight = self.model.embed.weight if self.lm_head is None else self.lm_head.weight
         weight = weight.astype(config.compute_dtype)
         widen = jnp.float32 if config.variant == "original" else config.compute_dtype
-        return lambda hidden: matmul_3d_weight(
-            hidden, weight, config.compute_dtype, config.accum_dtype, config.gemm_backend
-        ).astype(widen)
+        return lambda hidden: matmul_3d_weight(hidden, weight, config.compute_dtype, config.accum_dtype).astype(widen)
 
     @overload
     def compute_loss(

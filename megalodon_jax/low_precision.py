@@ -1,0 +1,83 @@
+r"""Matrix products of block-scaled low-precision numbers: x @ w.T with both operands quantised along the contraction.
+
+    mxfp8   blocks of 32, elements e4m3 (at most 448), a scale e8m0 = 2^ceil(log2(amax / 448)) for each block
+    nvfp4   blocks of 16, elements e2m1 (at most 6), a scale e4m3 = amax / 6 / g for each block, and one g for the
+            tensor, amax / (6 448), which brings the scales into the range of e4m3
+
+    y  = Q(x) Q(w)^T            dx = Q(dy) Q(w^T)^T            dw = Q(dy^T) Q(x^T)^T
+
+Scales are rounded so that no element overflows (e8m0) or by at most 2^-4 (e4m3: elements are cut off at 6). Every
+operand is quantised anew along the axis that is summed over, from what was given, so that nothing is rounded twice.
+Sums are float32. Formats: OCP Microscaling 1.0; NVIDIA, "Pretraining Large Language Models with NVFP4", section 2.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Float32
+
+
+@dataclass(frozen=True)
+class Format:
+    """Block size, element dtype and its largest number, scale dtype."""
+
+    block: int
+    element: jnp.dtype
+    largest: float
+    scale: jnp.dtype
+
+
+FORMATS = {
+    "mxfp8": Format(32, jnp.dtype(jnp.float8_e4m3fn), 448.0, jnp.dtype(jnp.float8_e8m0fnu)),
+    "nvfp4": Format(16, jnp.dtype(jnp.float4_e2m1fn), 6.0, jnp.dtype(jnp.float8_e4m3fn)),
+}
+_LARGEST_SCALE = 448.0  # of e4m3
+_EXPONENTS = (-126, 127)  # of e8m0, but for the smallest, which is no normal float32
+
+
+def quantize(x: Float[Array, "M K"], name: str) -> tuple[Array, Array, Float32[Array, ""]]:
+    """Elements [M, K'], scales [M, K' / block] and the scale of the tensor, whose product is about x.
+
+    K' is K, filled up with zeros to whole blocks.
+    """
+    form = FORMATS[name]
+    x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, -x.shape[1] % form.block)))
+    blocks = x.reshape(x.shape[0], -1, form.block)
+    largest = jnp.max(jnp.abs(blocks), axis=-1)
+    if name == "mxfp8":
+        whole, ratio = jnp.float32(1.0), largest / form.largest
+        mantissa, exponent = jnp.frexp(ratio)
+        exponent = jnp.where(mantissa == 0.5, exponent - 1, exponent)
+        scale = jnp.ldexp(jnp.float32(1.0), jnp.where(ratio > 0, jnp.clip(exponent, *_EXPONENTS), 0))
+    else:
+        whole = jnp.max(largest) / (form.largest * _LARGEST_SCALE)
+        whole = jnp.where(whole > 0, whole, 1.0)
+        scale = (largest / (form.largest * whole)).astype(form.scale).astype(jnp.float32)
+    divisor = (scale * whole)[..., None]
+    elements = jnp.where(divisor > 0, blocks / jnp.where(divisor > 0, divisor, 1.0), 0.0)
+    elements = jnp.clip(elements, -form.largest, form.largest).astype(form.element)
+    return elements.reshape(x.shape), scale.astype(form.scale), whole
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: Float[Array, "M K"], w: Float[Array, "O K"], name: str) -> Float32[Array, "M O"]:
+    """x @ w.T of quantised operands; so are the products of its gradients, which come in the dtypes of x and w."""
+    (a, a_scale, a_whole), (b, b_scale, b_whole) = quantize(x, name), quantize(w, name)
+    y = lax.scaled_dot(a, b.T, lhs_scale=a_scale, rhs_scale=b_scale.T, preferred_element_type=jnp.float32)
+    return y * (a_whole * b_whole)
+
+
+def _forward(x, w, name):
+    return product(x, w, name), (x, w)
+
+
+def _backward(name, saved, dy):
+    x, w = saved
+    dx, dw = jnp.asarray(product(dy, w.T, name)), jnp.asarray(product(dy.T, x.T, name))
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+product.defvjp(_forward, _backward)
