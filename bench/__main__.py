@@ -7,6 +7,7 @@ from pathlib import Path
 from bench import (
     cpu_inference,
     cpu_ops,
+    cpu_precision,
     cpu_stream,
     inspect_inference,
     inspect_model,
@@ -19,7 +20,7 @@ from bench import (
 )
 from bench.inspect import TARGETS
 
-_CPU = {"ops": cpu_ops.run, "inference": cpu_inference.run, "stream": cpu_stream.run}
+_CPU = {"ops": cpu_ops.run, "inference": cpu_inference.run, "stream": cpu_stream.run, "precision": cpu_precision.run}
 _INSPECT = {"ops": ops.PRESETS, "parity": ops.PARITY | ops.SHORTFALLS} | {
     suite: {} for suite in ("inference", "model", "rotary", "tiles", "toeplitz")
 }
@@ -30,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command == "cpu":
-        if options.rounds and options.suite == "stream":
-            parser.error("--rounds is not for --suite stream, where nothing is timed")
+        if options.rounds and options.suite in ("stream", "precision"):
+            parser.error(f"--rounds is not for --suite {options.suite}, where nothing is timed")
         given = {"lengths": options.lengths, "rounds": options.rounds}
         _CPU[options.suite](**{name: value for name, value in given.items() if value}, json_file=options.json)
         return
@@ -84,7 +85,8 @@ def _add_cpu(cpu: argparse.ArgumentParser) -> None:
         choices=_CPU,
         default="ops",
         help="ops: complex_ema against an FFT convolution and a lax.scan (the default); inference: prefill, decoding "
-        "and generation of a model; stream: a million tokens in uneven pieces against float64",
+        "and generation of a model; stream: a million tokens in uneven pieces against float64; precision: errors and "
+        "training in bfloat16, mxfp8 and nvfp4",
     )
     cpu.add_argument(
         "--lengths",
@@ -92,13 +94,13 @@ def _add_cpu(cpu: argparse.ArgumentParser) -> None:
         type=_positive,
         metavar="L",
         help=f"sequence lengths (default: {cpu_ops.LENGTHS}; of prompts, {cpu_inference.LENGTHS}; of streams, "
-        f"{cpu_stream.LENGTHS})",
+        f"{cpu_stream.LENGTHS}; of precision, steps, {cpu_precision.STEPS})",
     )
     cpu.add_argument(
         "--rounds",
         type=_positive,
         metavar="R",
-        help=f"interleaved rounds (default: {cpu_ops.ROUNDS}); not for stream, where nothing is timed",
+        help=f"interleaved rounds (default: {cpu_ops.ROUNDS}); not for stream and precision, where nothing is timed",
     )
     cpu.add_argument("--json", type=_writable, metavar="FILE", help="write versions, samples, medians and errors here")
 
