@@ -162,6 +162,7 @@ def test_checkpoints_of_the_release(oracle, tmp_path):
     assert load_original_checkpoint(headless, c, allow_pickle_checkpoint=True).lm_head is None
 
 
+@pytest.mark.thorough
 def test_shards_that_do_not_fit(oracle, tmp_path):
     import torch
 
