@@ -8,7 +8,7 @@ r"""Matrix products of block-scaled low-precision numbers: x @ w.T with both ope
 
 Scales are rounded so that no element overflows (e8m0) or by at most 2^-4 (e4m3: elements are cut off at 6). Every
 operand is quantised anew along the axis that is summed over, from what was given, so that nothing is rounded twice.
-Sums are float32. Formats: OCP Microscaling 1.0; NVIDIA, "Pretraining Large Language Models with NVFP4", section 2.
+Sums are float32. Formats: OCP Microscaling 1.0; NVIDIA, "Pretraining Large Language Models with NVFP4".
 """
 
 from dataclasses import dataclass

@@ -163,7 +163,7 @@ def _on_grid(q, k, v, cached_k, cached_v, before, mask, chunk: int):
     own = jnp.clip(place, 0, length - 1)
     held = jnp.where(place < 0, jnp.minimum(index, slots - 1), slots + own)
     k, v = (take_rows(jnp.concatenate(pair, axis=1), held) for pair in ((cached_k, k), (cached_v, v)))
-    valid = (place < length) if mask is None else (place < length) & ((place < 0) | jnp.take_along_axis(mask, own, 1))
+    valid = (place < length) if mask is None else (place < length) & ((place < 0) | take_rows(mask, own))
     return take_rows(q, own), k, v, valid, before[:, None] + jnp.arange(length, dtype=jnp.int32)
 
 

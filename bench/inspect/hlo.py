@@ -206,7 +206,7 @@ def _fusion(fusion: Instruction, sizes: list[int], module: Module) -> tuple[int,
     returned = root(body)
     leaves = [body[name] for name in returned.operands] if returned.opcode == "tuple" else [returned]
     updates = [_through_views(leaf, body) for leaf in leaves]
-    in_place = {update.name: _update(update, module) for update in updates if _update(update, module)}
+    in_place = {update.name: operand for update in updates if (operand := _update(update, module))}
     written = sum(
         body[update.operands[in_place[update.name]]].bytes if update.name in in_place else leaf.bytes
         for leaf, update in zip(leaves, updates, strict=True)

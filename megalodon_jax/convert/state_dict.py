@@ -114,7 +114,8 @@ def load_tensors(model: MegalodonForCausalLM, parameters: Mapping[str, Any], ten
 
     One tensor at a time is held beside those of the model.
     """
-    _check(parameters, tensors.signatures, model)
+    given = tensors.signatures
+    _check(parameters, given, model)
 
     def leaf(name: str, like: Any) -> jax.Array:
         value = tensors.read(name)
@@ -122,12 +123,12 @@ def load_tensors(model: MegalodonForCausalLM, parameters: Mapping[str, Any], ten
         return jnp.array(value, jnp.float32 if is_sensitive(name) else like.dtype)
 
     loaded = jax.tree.unflatten(jax.tree.structure(model), [leaf(name, like) for name, like in parameters.items()])
-    if model.tied and HEAD in tensors.signatures:
+    if model.tied and HEAD in given:
         embedding = np.asarray(loaded.model.embed.weight)
         if not np.array_equal(tensors.read(HEAD).astype(embedding.dtype), embedding):
             raise ValueError(f"{HEAD} differs from the embedding, but this config ties them (share_emb=False?)")
     for name, table in _rope(model.config).items():
-        if name in tensors.signatures and not np.allclose(tensors.read(name).astype(np.float32), table, rtol=1e-2):
+        if name in given and not np.allclose(tensors.read(name).astype(np.float32), table, rtol=1e-2):
             raise ValueError(f"{name} does not match rope_base={model.config.effective_rope_base}")
     return loaded
 
