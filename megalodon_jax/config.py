@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from megalodon_jax.counting import parameter_counts
 from reference.dropout import DROPOUT_MODES, DropoutMode
 
-InitMode = Literal["gaussian", "xavier", "he", "bert", "none"]
+InitMode = Literal["gaussian", "xavier", "he", "bert", "kaiming", "none"]
 GemmBackend = Literal["default", "mxfp8", "nvfp4"]
 Variant = Literal["hf", "original"]  # megalodon-hf, or the CUDA release
 

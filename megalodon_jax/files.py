@@ -8,6 +8,7 @@ header we keep the SHA-256 of the whole file as it is with zeros in that place; 
 import hashlib
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -86,6 +87,36 @@ def write(path: Path, tensors: Mapping[str, np.ndarray | jax.Array | Pending], m
         os.replace(pending(path), path)
     finally:
         pending(path).unlink(missing_ok=True)
+    flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file down to the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write files to, which is `path` from the end of the block on; what an error leaves is removed.
+
+    Raises:
+        FileExistsError: there is something at `path`, or at the name the folder has until then.
+    """
+    new = pending(path)
+    if path.exists():
+        raise FileExistsError(f"{path} is there already; give a new folder")
+    if new.exists():
+        raise FileExistsError(f"{new} is there already: another process writes it, or was killed; then remove it")
+    new.mkdir(parents=True)
+    try:
+        yield new
+        os.replace(new, path)
+    except BaseException:
+        shutil.rmtree(new)
+        raise
     flush(path.parent)
 
 

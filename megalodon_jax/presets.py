@@ -22,5 +22,5 @@ def original_config(name: str, vocab_size: int = 32000, **changes) -> MegalodonC
     """
     if name not in ORIGINAL:
         raise ValueError(f"unknown model {name!r}; the names are {', '.join(ORIGINAL)}")
-    fields = {"vocab_size": vocab_size, "variant": "original", "pad_token_id": None, **ORIGINAL[name], **changes}
-    return MegalodonConfig(**fields)
+    release = {"variant": "original", "pad_token_id": None, "init_mode": "kaiming"}
+    return MegalodonConfig(**{"vocab_size": vocab_size, **release, **ORIGINAL[name], **changes})

@@ -4,6 +4,7 @@
     he         truncated normal, std sqrt(2 / fan-in)
     xavier     uniform in +-sqrt(6 / (fan-in + fan-out))
     bert       normal, std 0.02
+    kaiming    normal, std 1/sqrt(3 fan-in); embedding and head as gaussian: what the CUDA release calls "he"
     none       keep the layer library's own initial values
 
 Weights are (out, in): the fan-in is the last axis. Low-precision weights are drawn in float32 and rounded once.
@@ -29,8 +30,8 @@ def get_initializer(mode: str, dim: int | None = None) -> Initializer:
     """
     if mode == "none":
         raise ValueError("init mode 'none' skips reinitialization and has no initializer")
-    if mode not in ("gaussian", "xavier", "he", "bert"):
-        raise ValueError(f"Unknown init mode: {mode!r}; expected gaussian, xavier, he, bert or none")
+    if mode not in ("gaussian", "xavier", "he", "bert", "kaiming"):
+        raise ValueError(f"Unknown init mode: {mode!r}; expected gaussian, xavier, he, bert, kaiming or none")
 
     def initialize(key, shape, dtype=jnp.float32):
         if mode == "gaussian":
@@ -40,10 +41,15 @@ def get_initializer(mode: str, dim: int | None = None) -> Initializer:
         elif mode == "xavier":
             draw = jax.nn.initializers.glorot_uniform(in_axis=-1, out_axis=-2)(key, shape, jnp.float32)
         else:
-            draw = 0.02 * jax.random.normal(key, shape)
+            draw = (0.02 if mode == "bert" else 1 / math.sqrt(3 * shape[-1])) * jax.random.normal(key, shape)
         return draw.astype(dtype)
 
     return initialize
+
+
+def vocabulary_mode(mode: str) -> str:
+    """The init mode of the embedding and of the head in a model whose other layers have this one."""
+    return "gaussian" if mode == "kaiming" else mode
 
 
 def reinit_linear_weights(module: Module, mode: str, key: jax.Array, dim: int | None = None) -> Module:

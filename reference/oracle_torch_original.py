@@ -92,7 +92,8 @@ class Mega(nn.Module):
         t = self.timenorm.over_time(x, mask)
         m = rms(self.cema(t, mask), c.norm_eps) * (1 + self.rmsnorm.weight)
         z = rms(self.wz(m).unflatten(-1, heads), c.norm_eps)
-        turn = torch.polar(torch.ones_like(freqs), freqs)[(torch.arange(x.shape[1]) % c.chunk_size)[:, None]]
+        angles = (torch.arange(x.shape[1]) % c.chunk_size)[:, None, None] * freqs
+        turn = torch.polar(torch.ones_like(angles), angles)
         queries_and_keys = []
         for j in (0, 1):
             scaled = z * (1 + self.gamma[j].unflatten(-1, heads)) / math.sqrt(z.shape[-1])
@@ -142,13 +143,13 @@ class Layer(nn.Module):
 
 
 class Rope(nn.Module):
-    """Angles of every position of a chunk, [C, dz / 2]."""
+    """Angle from one position to the next, [dz / 2]."""
 
     def __init__(self, c: Any) -> None:
         super().__init__()
         width = c.z_dim // c.num_heads
-        speed = c.effective_rope_base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-        self.register_buffer("freqs", torch.arange(c.chunk_size)[:, None] * speed)
+        exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
+        self.register_buffer("freqs", c.effective_rope_base**-exponents)
 
 
 class Output(nn.Module):

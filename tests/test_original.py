@@ -12,7 +12,8 @@ import pytest
 from megalodon_jax import MegalodonConfig, MegalodonForCausalLM
 from megalodon_jax.convert import load_original_checkpoint
 from megalodon_jax.convert.original import Original
-from megalodon_jax.convert.state_dict import InMemory
+from megalodon_jax.convert.sizes import ROTARY
+from megalodon_jax.convert.state_dict import HEAD, InMemory, load_tensors
 from megalodon_jax.model.abstract import abstract_model
 from megalodon_jax.parameters import named_parameters
 from megalodon_jax.precision import audit_sensitive_param_dtypes
@@ -78,9 +79,12 @@ def oracle():
 
 
 def loaded(twin, config) -> MegalodonForCausalLM:
-    from megalodon_jax.convert.state_dict import load_tensors
+    model, parameters = abstract_model(config)
+    return load_tensors(model, parameters, under_our_names(twin.state_dict(), parameters))
 
-    return load_tensors(*abstract_model(config), Original([InMemory(twin.state_dict())]))
+
+def under_our_names(tensors, parameters) -> Original:
+    return Original([InMemory(tensors)], [*parameters, HEAD, ROTARY], 4)
 
 
 @pytest.mark.parametrize("variant", kernel_parity.first([*VARIANTS][::-1], 1))
@@ -99,8 +103,8 @@ def test_logits_loss_and_gradients_are_those_of_the_oracle(variant, oracle):
     named = {name: parameter.grad for name, parameter in twin.named_parameters()}
     if c.share_emb:
         named.pop("output.output.weight", None)
-    expected = Original([InMemory(named)])
     found = named_parameters(gradients)
+    expected = under_our_names(named, found)
     assert found.keys() == expected.signatures.keys()
     for name, gradient in found.items():
         assert_close(name, gradient, expected.read(name), units=2000)

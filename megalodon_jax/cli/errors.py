@@ -10,9 +10,11 @@ class CommandError(Exception):
 
 @contextmanager
 def bad_input() -> Iterator[None]:
-    """Turn the ValueError or OSError of whatever reads the user's input into a `CommandError`."""
+    """Turn the ValueError, KeyError or OSError of whatever reads the user's input into a `CommandError`."""
     try:
         yield
+    except KeyError as error:  # its text is a repr
+        raise CommandError(error.args[0]) from error
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
 

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from megalodon_jax.cli import demo, doctor, generate, train
+from megalodon_jax.cli import convert, demo, doctor, generate, train
 from megalodon_jax.cli.errors import CommandError
 from pallas_kernels import KernelUnavailable
 
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m megalodon_jax", description="Megalodon language models in JAX.")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, generate, demo, doctor):
+    for command in (train, generate, demo, convert, doctor):
         command.add_parser(subcommands)
     options = parser.parse_args(arguments)
     try:

@@ -1,12 +1,17 @@
 """Weights to and from other programs. torch is needed for its tensors and pickles only.
 
-state_dict   megalodon-hf's names in memory
-pretrained   the same in files
-original     checkpoints of the CUDA release
-tensors      arrays and dtypes of torch
+state_dict         megalodon-hf's names in memory
+pretrained         the same in files
+original*          checkpoints of the CUDA release: names, reading, writing
+config_files       config.json of either, and ours
+checkpoints        from any of the three formats to any
+sizes              what weights say about their config
+tensors            arrays and dtypes of torch
 """
 
+from megalodon_jax.convert.config_files import read_config
 from megalodon_jax.convert.original import load_original_checkpoint
+from megalodon_jax.convert.original_export import save_original_checkpoint
 from megalodon_jax.convert.pretrained import load_from_pretrained, save_safetensors
 from megalodon_jax.convert.state_dict import StateDict, convert_jax_to_torch, load_weights_from_torch
 
@@ -16,5 +21,7 @@ __all__ = [
     "load_from_pretrained",
     "load_original_checkpoint",
     "load_weights_from_torch",
+    "read_config",
+    "save_original_checkpoint",
     "save_safetensors",
 ]

@@ -18,11 +18,12 @@ import numpy as np
 from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.convert.state_dict import InMemory, Tensors, exported, load_tensors
 from megalodon_jax.convert.tensors import as_dtype
-from megalodon_jax.files import Pending, Signature, TensorFile, flush, unique, write
+from megalodon_jax.files import Pending, Signature, TensorFile, new_folder, unique, write, write_text
 from megalodon_jax.model import MegalodonForCausalLM
 from megalodon_jax.model.abstract import abstract_model
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_METADATA = {"format": "pt"}  # what transformers asks for
 _SAFE_TORCH = (2, 10)  # before: CVE-2025-32434 and CVE-2026-24747, code execution in spite of weights_only
 
 
@@ -39,7 +40,8 @@ def save_safetensors(
     Args:
         model, dtype, include_rope_inv_freq: as there.
         path: the file; with `max_shard_bytes` a folder, which must not be there yet.
-        max_shard_bytes: write several files of at most this many bytes of tensors (or one tensor) and their index.
+        max_shard_bytes: write several files of at most this many bytes of tensors (or one tensor) and their index; one
+            file if all are fewer.
 
     Raises:
         ValueError: an unsuitable dtype, or max_shard_bytes not positive.
@@ -48,11 +50,12 @@ def save_safetensors(
     """
     path, tensors = Path(path), exported(model, dtype, include_rope_inv_freq)
     if max_shard_bytes is None:
-        write(path, tensors, {"format": "pt"})
+        write(path, tensors, _METADATA)
     elif max_shard_bytes <= 0:
         raise ValueError(f"max_shard_bytes must be positive or None, got {max_shard_bytes}")
     else:
-        _write_shards(path, tensors, max_shard_bytes)
+        with new_folder(path) as folder:
+            write_pretrained(folder, tensors, max_shard_bytes)
 
 
 def load_from_pretrained(
@@ -106,7 +109,7 @@ def open_checkpoint(path: str | os.PathLike, allow_pickle_checkpoint: bool = Fal
     if not allow_pickle_checkpoint:
         raise ValueError(
             f"{path} is no safetensors file. If it is a pickle of torch.save, and you trust where it comes from, give "
-            "allow_pickle_checkpoint=True"
+            "allow_pickle_checkpoint=True (on the command line --allow-pickle)"
         )
     return InMemory(_unpickled(path))
 
@@ -171,34 +174,23 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def _write_shards(folder: Path, tensors: Mapping[str, Pending], most: int) -> None:
-    if folder.exists():
-        raise FileExistsError(f"{folder} is there already; a checkpoint of several files needs a new folder")
+def write_pretrained(folder: Path, tensors: Mapping[str, Pending], most: int) -> None:
+    """Write to a folder: one file, or if there are more than `most` bytes of tensors several and their index."""
+    sizes = {name: int(np.prod(tensor.shape)) * tensor.dtype.itemsize for name, tensor in tensors.items()}
     shards: list[dict[str, Pending]] = [{}]
-    size = total = 0
+    room = most
     for name, tensor in tensors.items():
-        bytes_ = int(np.prod(tensor.shape)) * tensor.dtype.itemsize
-        if shards[-1] and size + bytes_ > most:
+        if shards[-1] and sizes[name] > room:
             shards.append({})
-            size = 0
+            room = most
         shards[-1][name] = tensor
-        size, total = size + bytes_, total + bytes_
+        room -= sizes[name]
+    if len(shards) == 1:
+        write(folder / WEIGHTS, tensors, _METADATA)
+        return
     names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
-    index = {
-        "metadata": {"total_size": total},
-        "weight_map": {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard},
-    }
-    new = folder.with_name(folder.name + ".tmp")
-    new.mkdir()
-    try:
-        for name, shard in zip(names, shards, strict=True):
-            write(new / name, shard, {"format": "pt"})
-        (new / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-        flush(new / INDEX)
-        os.replace(new, folder)
-    except BaseException:
-        for file in new.iterdir():
-            file.unlink()
-        new.rmdir()
-        raise
-    flush(folder.parent)
+    for name, shard in zip(names, shards, strict=True):
+        write(folder / name, shard, _METADATA)
+    where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+    write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from megalodon_jax.config import MegalodonConfig
+from megalodon_jax.convert.sizes import differences
 from megalodon_jax.convert.tensors import as_dtype, as_numpy, as_torch
 from megalodon_jax.files import Pending, Signature
 from megalodon_jax.model import MegalodonForCausalLM
@@ -69,17 +70,25 @@ def _signature(value: Any) -> Signature:
 def exported(model: MegalodonForCausalLM, dtype: Any = None, include_rope_inv_freq: bool = False) -> dict[str, Pending]:
     """The tensors of a model under megalodon-hf's names, each made when it is asked for."""
     rest = jnp.dtype(jnp.float32) if dtype is None else as_dtype(dtype)
-
-    def cast(leaf: Any, wanted: np.dtype) -> Pending:
-        return Pending(leaf.shape, wanted, lambda: np.asarray(leaf).astype(wanted))
-
-    parameters = named_parameters(model)
-    found = {n: cast(a, jnp.dtype(jnp.float32) if is_sensitive(n) else rest) for n, a in parameters.items()}
-    if model.tied:
-        found[HEAD] = found[EMBEDDING]
+    found = with_head(parameters_of(model, rest), model.config)
     if include_rope_inv_freq:
-        found |= {name: cast(table, rest) for name, table in _rope(model.config).items()}
+        found |= {name: _cast(table, rest) for name, table in rotary_tables(model.config).items()}
     return found
+
+
+def parameters_of(model: MegalodonForCausalLM, dtype: np.dtype) -> dict[str, Pending]:
+    """Every parameter by name, in `dtype` but for the sensitive ones, which are float32."""
+    parameters = named_parameters(model).items()
+    return {name: _cast(leaf, jnp.dtype(jnp.float32) if is_sensitive(name) else dtype) for name, leaf in parameters}
+
+
+def with_head(parameters: Mapping[str, Pending], config: MegalodonConfig) -> dict[str, Pending]:
+    """The parameters, and a tied head as a tensor of its own."""
+    return {**parameters, HEAD: parameters[EMBEDDING]} if config.tied else dict(parameters)
+
+
+def _cast(leaf: Any, dtype: np.dtype) -> Pending:
+    return Pending(leaf.shape, dtype, lambda: np.asarray(leaf).astype(dtype))
 
 
 def convert_jax_to_torch(
@@ -110,27 +119,37 @@ def load_weights_from_torch(model: MegalodonForCausalLM, state_dict: Mapping[str
 
 
 def load_tensors(model: MegalodonForCausalLM, parameters: Mapping[str, Any], tensors: Tensors) -> MegalodonForCausalLM:
-    """The same from any `Tensors`; `parameters` are arrays or shapes by name. Names, shapes and dtypes come first.
+    """The same from any `Tensors`; `parameters` are arrays or shapes by name.
 
     One tensor at a time is held beside those of the model.
     """
-    given = tensors.signatures
-    _check(parameters, given, model)
+    values = [jnp.asarray(pending.make()) for pending in checked(parameters, tensors, model.config).values()]
+    return jax.tree.unflatten(jax.tree.structure(model), values)
 
-    def leaf(name: str, like: Any) -> jax.Array:
-        value = tensors.read(name)
-        require_finite(name, value)
-        return jnp.array(value, jnp.float32 if is_sensitive(name) else like.dtype)
 
-    loaded = jax.tree.unflatten(jax.tree.structure(model), [leaf(name, like) for name, like in parameters.items()])
-    if model.tied and HEAD in given:
-        embedding = np.asarray(loaded.model.embed.weight)
-        if not np.array_equal(tensors.read(HEAD).astype(embedding.dtype), embedding):
-            raise ValueError(f"{HEAD} differs from the embedding, but this config ties them (share_emb=False?)")
-    for name, table in _rope(model.config).items():
-        if name in given and not np.allclose(tensors.read(name).astype(np.float32), table, rtol=1e-2):
-            raise ValueError(f"{name} does not match rope_base={model.config.effective_rope_base}")
-    return loaded
+def checked(parameters: Mapping[str, Any], tensors: Tensors, config: MegalodonConfig) -> dict[str, Pending]:
+    """Every parameter of a model from `tensors`, in the dtype it has there, read when it is made.
+
+    Names, shapes and dtypes are compared first, then what a model does not keep: a tied head, rotary tables.
+    """
+    _check(parameters, tensors.signatures, config)
+    if config.tied and HEAD in tensors.signatures and not _equal(tensors.read(HEAD), tensors.read(EMBEDDING)):
+        raise ValueError(f"{HEAD} differs from the embedding, but this config ties them (share_emb=False?)")
+    for name, table in rotary_tables(config).items():
+        if name in tensors.signatures and not np.allclose(tensors.read(name).astype(np.float32), table, rtol=1e-2):
+            raise ValueError(f"{name} does not match rope_base={config.effective_rope_base}")
+
+    def parameter(name: str, like: Any) -> Pending:
+        dtype = jnp.dtype(jnp.float32) if is_sensitive(name) else jnp.dtype(like.dtype)
+
+        def make() -> np.ndarray:
+            value = tensors.read(name)
+            require_finite(name, value)
+            return value.astype(dtype)
+
+        return Pending(tuple(like.shape), dtype, make)
+
+    return {name: parameter(name, like) for name, like in parameters.items()}
 
 
 def require_finite(name: str, value: np.ndarray) -> None:
@@ -140,34 +159,28 @@ def require_finite(name: str, value: np.ndarray) -> None:
         raise ValueError(f"{name} has {bad} values that are NaN or infinite; the weights are of a run that diverged")
 
 
-def _check(parameters: Mapping[str, Any], given: Mapping[str, Signature], model: MegalodonForCausalLM) -> None:
-    config, rope = model.config, _rope(model.config)
+def _equal(head: np.ndarray, embedding: np.ndarray) -> bool:
+    return np.array_equal(head, embedding.astype(head.dtype))
+
+
+def _check(parameters: Mapping[str, Any], given: Mapping[str, Signature], config: MegalodonConfig) -> None:
+    hint = differences(given, config)
     for name in parameters:
         if name not in given:
-            raise KeyError(f"Missing key in state_dict: {name}")
+            raise KeyError(f"Missing key in state_dict: {name}.{hint}")
     expected = {name: tuple(like.shape) for name, like in parameters.items()}
-    expected |= {name: table.shape for name, table in rope.items()} | {HEAD: expected.get(HEAD, expected[EMBEDDING])}
+    expected |= {name: table.shape for name, table in rotary_tables(config).items()}
+    expected |= {HEAD: expected.get(HEAD, expected[EMBEDDING])}
     if unknown := sorted(given.keys() - expected.keys()):
-        raise ValueError(
-            f"Unknown keys in state_dict: {', '.join(unknown[:5])} ({len(unknown)} in all).{_hint(unknown, config)}"
-        )
+        raise ValueError(f"Unknown keys in state_dict: {', '.join(unknown[:5])} ({len(unknown)} in all).{hint}")
     for name, (shape, dtype) in given.items():
         if shape != expected[name]:
-            raise ValueError(f"Shape mismatch for '{name}': expected {expected[name]}, got {shape}")
+            raise ValueError(f"Shape mismatch for '{name}': expected {expected[name]}, got {shape}.{hint}")
         if dtype not in ("float32", "bfloat16", "float16", "float64"):
             raise ValueError(f"{name} must be floating, got {dtype}")
 
 
-def _hint(unknown: list[str], config: MegalodonConfig) -> str:
-    if any(".fc3." in name for name in unknown) and not config.swiglu:
-        return " Checkpoint includes SwiGLU weights but config.swiglu=False."
-    if any("norm." in name for name in unknown) and not config.norm_affine:
-        return " Checkpoint includes affine norm weights but norm_affine=False."
-    if any(name.startswith("model.layers.") for name in unknown):
-        return f" Layer count mismatch? The config has {config.num_layers} layers."
-    return ""
-
-
-def _rope(config: MegalodonConfig) -> dict[str, np.ndarray]:
+def rotary_tables(config: MegalodonConfig) -> dict[str, np.ndarray]:
+    """The rotary frequencies, by the name they have in every layer."""
     table = inv_freq(config.head_dim, config.effective_rope_base).astype(np.float32)
     return {f"model.layers.{i}.attn.inner.rope.inv_freq": table for i in range(config.num_layers)}

@@ -14,7 +14,7 @@ from megalodon_jax.layers.timestep_norm import TimestepNorm, time_norm
 from megalodon_jax.model.block import MegalodonBlock
 from megalodon_jax.padding import tokens_first
 from megalodon_jax.types import ModelCache
-from megalodon_jax.utils import get_initializer
+from megalodon_jax.utils import get_initializer, vocabulary_mode
 from megalodon_jax.validation import (
     check_ids,
     check_mask,
@@ -43,7 +43,8 @@ class MegalodonModel(eqx.Module):
         self.config = config
         _, embed_key, _, layers_key = jax.random.split(key, 4)
         shape = (config.vocab_size, config.model_dim)
-        draw = jax.random.normal if config.init_mode == "none" else get_initializer(config.init_mode, config.model_dim)
+        mode = vocabulary_mode(config.init_mode)
+        draw = jax.random.normal if mode == "none" else get_initializer(mode, config.model_dim)
         self.embed = eqx.nn.Embedding(weight=draw(embed_key, shape, config.param_dtype))
         keys = split(layers_key, config.num_layers) if config.num_layers else ()
         self.layers = tuple(MegalodonBlock(config, i, key=layer_key) for i, layer_key in enumerate(keys))

@@ -13,7 +13,7 @@ from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.model.backbone import MegalodonModel
 from megalodon_jax.ops import matmul_3d_weight
 from megalodon_jax.types import ModelCache
-from megalodon_jax.utils import get_initializer
+from megalodon_jax.utils import get_initializer, vocabulary_mode
 from megalodon_jax.validation import check_ids, require_in_range
 
 
@@ -35,7 +35,7 @@ class MegalodonForCausalLM(eqx.Module):
         width, dtype = config.effective_output_size, config.param_dtype
         head = eqx.nn.Linear(config.model_dim, width, use_bias=False, dtype=dtype, key=head_key)
         if config.init_mode != "none":
-            weight = get_initializer(config.init_mode)(init_key, head.weight.shape, dtype)
+            weight = get_initializer(vocabulary_mode(config.init_mode))(init_key, head.weight.shape, dtype)
             head = eqx.tree_at(lambda m: m.weight, head, weight)
         self.lm_head = head
 

@@ -1,0 +1,255 @@
+"""`python -m megalodon_jax convert`: from any format to any, bit for bit, verified; what does not fit is named."""
+
+import dataclasses
+import json
+import os
+import tracemalloc
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from megalodon_jax import MegalodonForCausalLM
+from megalodon_jax.checkpoint import load_checkpoint, save_checkpoint
+from megalodon_jax.cli import verify
+from megalodon_jax.cli.main import main
+from megalodon_jax.config import MegalodonConfig
+from megalodon_jax.convert import (
+    checkpoints,
+    load_from_pretrained,
+    load_original_checkpoint,
+    read_config,
+    save_original_checkpoint,
+)
+from megalodon_jax.parameters import map_parameters, named_parameters
+from tests import models
+
+ORIGINAL = {"variant": "original", "swiglu": True, "rescale_nffn": True, "pad_token_id": None, "share_emb": False}
+MODELS = {"hf": models.VARIANTS["default"], "hf, everything on": models.VARIANTS["everything on"], "original": ORIGINAL}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def convert(*arguments) -> int:
+    return main(["convert", *map(str, arguments)])
+
+
+def assert_same(first: MegalodonForCausalLM, second: MegalodonForCausalLM) -> None:
+    a, b = named_parameters(first), named_parameters(second)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        assert np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes(), name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back_is_bit_exact(name, here, capsys):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch.set_num_threads(1)
+    model, other = models.build(**MODELS[name]), name.partition(",")[0]
+    save_checkpoint(model, "a")
+    assert convert("a", "b", "--to", other, "--verify") == 0
+    assert convert("b", "c", "--allow-pickle", "--verify") == 0
+    said = capsys.readouterr()
+    assert said.out.count("float64 PyTorch oracle differ by") == 2
+    assert said.out.startswith(f"b ({other}): ")
+    assert f"{model.config.parameter_count_breakdown()['total']:,} parameters, float32" in said.out
+    assert said.err == ""
+    assert_same(load_checkpoint("c"), model)
+    assert Path("a/model.safetensors").read_bytes() == Path("c/model.safetensors").read_bytes()
+    assert sorted(os.listdir()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", None])
+def test_dtypes(dtype, here, capsys):
+    """The dtype asked for, or that of the config; the loaders of the library read what the command writes."""
+    model = models.build(num_layers=1, param_dtype="bfloat16")
+    save_checkpoint(models.build(num_layers=1) if dtype else model, "a")
+    assert convert("a", "b", "--to", "hf", *(["--dtype", dtype] if dtype else [])) == 0
+    assert json.loads(Path("b/config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert load_file("b/model.safetensors")["lm_head.weight"].dtype == "bfloat16"
+    assert "bfloat16 (" in capsys.readouterr().out
+    config = read_config("b/config.json")
+    assert config == dataclasses.replace(model.config, share_emb=None)
+    loaded = load_from_pretrained("b", config)
+    expected = models.build(num_layers=1) if dtype else model
+    cast = map_parameters(lambda name, a: a.astype(named_parameters(loaded)[name].dtype), expected)
+    assert_same(loaded, cast)
+
+
+def test_original_checkpoints_from_python(here):
+    pytest.importorskip("torch", reason="torch is not installed")
+    model = models.build(**ORIGINAL)
+    save_original_checkpoint(model, "a")
+    loaded = load_original_checkpoint("a", read_config("a/config.json"), allow_pickle_checkpoint=True)
+    assert_same(loaded, model)
+    with pytest.raises(FileExistsError, match="a is there already"):
+        save_original_checkpoint(model, "a")
+    with pytest.raises(ValueError, match="no models of variant='hf'"):
+        save_original_checkpoint(models.build(), "b")
+    with pytest.raises(ValueError, match="float32 or bfloat16, got float64"):
+        save_original_checkpoint(model, "b", dtype="float64")
+    assert os.listdir() == ["a"]
+
+
+def wrong(field, value, model, here) -> str:
+    """What is said when a field of the config beside the weights is another."""
+    save_checkpoint(model, "a")
+    fields = json.loads(Path("a/config.json").read_text())
+    Path("other.json").write_text(json.dumps(fields | {field: value}))
+    assert convert("a", "b", "--config", "other.json") == 2
+    assert sorted(os.listdir()) == ["a", "other.json"]
+    return f"{field} is {value} in the config and {fields[field]} in the weights."
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("vocab_size", 65), ("model_dim", 36), ("num_layers", 1), ("num_layers", 3), ("z_dim", 32), ("value_dim", 50),
+        ("ffn_hidden_dim", 41), ("cema_ndim", 5), ("swiglu", False), ("norm_affine", False), ("output_size", 51),
+    ],
+)  # fmt: skip
+def test_a_wrong_field_is_named_with_both_values(field, value, here, capsys):
+    expected = wrong(field, value, models.build(**models.VARIANTS["everything on"]), here)
+    if isinstance(value, bool):
+        expected = f"Checkpoint includes {'SwiGLU' if field == 'swiglu' else 'affine norm'} weights"
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_heads", 4), ("norm_num_groups", 8), ("rescale_nffn", False)])
+def test_wrong_fields_that_checkpoints_of_the_release_tell(field, value, here, capsys):
+    pytest.importorskip("torch", reason="torch is not installed")
+    save_original_checkpoint(models.build(**ORIGINAL), "a")
+    config = json.loads(Path("a/config.json").read_text())
+    given = config["model"][field]
+    config["model"][field] = value
+    Path("a/config.json").write_text(json.dumps(config))
+    assert convert("a", "b", "--allow-pickle") == 2
+    assert f"{field} is {value} in the config and {given} in the weights" in capsys.readouterr().err
+    assert os.listdir() == ["a"]
+
+
+HF = {
+    "architectures": ["MegalodonForCausalLM"], "model_type": "megalodon", "transformers_version": "4.57.6",
+    "torch_dtype": "bfloat16", "num_attention_heads": 2, "use_cache": True, "is_decoder": True, "efficient_attn": None,
+    "share_emb": False, "gradient_checkpointing": True, "init_mode": "he", "max_cache_len": -1, **models.SIZES,
+}  # fmt: skip
+
+
+def test_configs_of_the_other_formats(here):
+    Path("c.json").write_text(json.dumps(HF))
+    config = read_config("c.json")
+    assert config == models.config(init_mode="he", use_checkpoint=True, param_dtype="bfloat16")
+    assert config.tied
+    release = {"init_mode": "he", "efficient_attn": "fused", "layerwise_ckpt": True, **models.SIZES}
+    Path("c.json").write_text(json.dumps({"model": release, "tokenizer": {}}))
+    config = read_config("c.json")
+    expected = {"init_mode": "kaiming", "attention_dropout_mode": "dropkey", "use_checkpoint": True}
+    assert config == models.config(variant="original", share_emb=False, pad_token_id=None, **expected)
+    Path("c.json").write_text(config.to_json())
+    assert read_config("c.json") == config
+    Path("c.json").write_text(json.dumps({"model": {"vocab_size": 7}}))
+    left = read_config("c.json")  # what the release leaves out
+    assert (left.num_layers, left.ffn_hidden_dim, left.init_mode, left.tied) == (8, 2048, "kaiming", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no file c.json; give one with the config"),
+        ("", "not valid JSON|Expecting value"),
+        ("[]", "must be a JSON object"),
+        ('{"vocabsize": 3}', "unknown config key vocabsize"),
+        ('{"model_type": "llama"}', "model_type is 'llama', expected 'megalodon'"),
+        ('{"model_type": "megalodon", "z_dim": "x"}', "z_dim must be a positive int, got 'x'"),
+        ('{"model_type": "megalodon", "torch_dtype": "float16"}', "param_dtype must not be float16"),
+        ('{"model": {"vocab_size": 7, "zdim": 3}}', "unknown field zdim of the model"),
+        ('{"model": {}}', "vocab_size is -1, left to the tokenizer"),
+        ('{"model": {"vocab_size": 7, "share_emb": 3}}', "share_emb must be bool"),
+    ],
+)
+def test_bad_configs(text, message, here, unhooked):
+    if text is not None:
+        Path("c.json").write_text(text)
+    with pytest.raises(FileNotFoundError if text is None else ValueError, match=message):
+        read_config("c.json")
+
+
+def test_what_a_format_does_not_have(here, capsys):
+    save_checkpoint(models.build(**ORIGINAL), "a")
+    save_checkpoint(models.build(num_layers=1, share_emb=False), "b")
+    for arguments, message in (
+        (("a", "x", "--to", "hf"), "megalodon-hf has no models of variant='original'"),
+        (("b", "x", "--to", "hf"), "megalodon-hf ties a head"),
+        (("nothing", "x"), "there is no file config.json"),
+        (("nothing/model.safetensors", "x", "--config", "a/config.json"), "Checkpoint not found: nothing"),
+        (("a", "b"), "b is there already; give a new folder"),
+    ):
+        assert convert(*arguments) == 2
+        assert message in capsys.readouterr().err
+    os.mkdir("x.tmp")
+    assert convert("a", "x") == 2
+    assert "x.tmp is there already: another process writes it, or was killed" in capsys.readouterr().err
+    assert sorted(os.listdir()) == ["a", "b", "x.tmp"]
+
+
+def test_weights_that_are_no_numbers_leave_nothing_behind(here, capsys):
+    save_checkpoint(models.build(num_layers=1), "a")
+    tensors = load_file("a/model.safetensors")
+    tensors["model.norm.bias"][3] = np.nan
+    save_file(tensors, "a/model.safetensors")
+    assert convert("a", "b", "--to", "hf") == 2
+    assert "model.norm.bias has 1 values that are NaN or infinite" in capsys.readouterr().err
+    assert os.listdir() == ["a"]
+
+
+def test_shards_when_it_is_large(here, monkeypatch):
+    model = models.build(num_layers=1)
+    save_checkpoint(model, "a")
+    monkeypatch.setattr(checkpoints, "_HF_SHARD_BYTES", 9000)
+    assert convert("a", "b", "--to", "hf") == 0
+    assert len(os.listdir("b")) > 4
+    assert convert("b", "c") == 0
+    assert_same(load_checkpoint("c"), model)
+
+
+def test_a_wrong_conversion_does_not_pass_as_verified(here, monkeypatch, capsys):
+    """wv and wr, which have the same shape, in each other's place."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    model = models.build(num_layers=1)
+    save_checkpoint(model, "a")
+    tensors = load_file("a/model.safetensors")
+    attention = "model.layers.0.attn."
+    for part in ("weight", "bias"):
+        wv, wr = f"{attention}wv.{part}", f"{attention}wr.{part}"
+        tensors[wv], tensors[wr] = tensors[wr], tensors[wv]
+    os.mkdir("swapped")
+    save_file(tensors, "swapped/model.safetensors")
+    parameters = checkpoints.open_parameters("a", model.config)
+    assert verify.logit_error(parameters, model.config, Path("a")) < 1e-5
+    assert verify.logit_error(parameters, model.config, Path("swapped")) > 100 * verify.BOUND
+    monkeypatch.setattr(verify, "BOUND", 0.0)
+    assert convert("a", "b", "--verify") == 2
+    assert "more than 0e+00; do not use b" in capsys.readouterr().err
+
+
+@pytest.mark.thorough
+def test_conversion_holds_one_tensor(here):
+    config = MegalodonConfig(
+        vocab_size=4096, model_dim=256, num_layers=12, ffn_hidden_dim=1024, z_dim=64, value_dim=512, norm_num_groups=4
+    )
+    save_checkpoint(MegalodonForCausalLM(config, key=jax.random.key(0)), "a")
+    assert convert("a", "b", "--to", "hf", "--dtype", "bfloat16") == 0
+    largest, everything = 4096 * 256 * 4, Path("a/model.safetensors").stat().st_size
+    assert everything > 6 * largest
+    tracemalloc.start()
+    assert convert("a", "c", "--to", "hf", "--dtype", "bfloat16") == 0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * largest
