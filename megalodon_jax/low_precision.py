@@ -8,9 +8,13 @@ r"""Matrix products of block-scaled low-precision numbers: x @ w.T with both ope
 
 Scales are rounded so that no element overflows (e8m0) or by at most 2^-4 (e4m3: elements are cut off at 6). Every
 operand is quantised anew along the axis that is summed over, from what was given, so that nothing is rounded twice.
-Sums are float32. Formats: OCP Microscaling 1.0; NVIDIA, "Pretraining Large Language Models with NVFP4".
+Sums are float32. Where no instruction multiplies block-scaled numbers XLA emulates: elements times scales, which is
+exact in bfloat16, then a product of bfloat16 matrices; such hardware gains nothing.
+
+Formats: OCP Microscaling 1.0; NVIDIA, "Pretraining Large Language Models with NVFP4".
 """
 
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,8 +38,20 @@ FORMATS = {
     "mxfp8": Format(32, jnp.dtype(jnp.float8_e4m3fn), 448.0, jnp.dtype(jnp.float8_e8m0fnu)),
     "nvfp4": Format(16, jnp.dtype(jnp.float4_e2m1fn), 6.0, jnp.dtype(jnp.float8_e4m3fn)),
 }
+_BLACKWELL = 10.0  # compute capability
 _LARGEST_SCALE = 448.0  # of e4m3
 _EXPONENTS = (-126, 127)  # of e8m0, but for the smallest, which is no normal float32
+
+
+def support(platform: str, compute_capability: str = "") -> str:
+    """Has a device (`jax.Device` has both attributes) instructions for such products, or are they emulated?"""
+    if platform not in ("gpu", "cuda") or not re.fullmatch(r"\d+\.\d+", compute_capability):
+        return f"emulated: {platform} has no instructions for block-scaled numbers"
+    if float(compute_capability) < _BLACKWELL:
+        return (
+            f"emulated: compute capability {compute_capability} has no instructions for them, {_BLACKWELL} and later do"
+        )
+    return "the hardware has instructions; whether they are used is for XLA to choose, and no run has shown it yet"
 
 
 def quantize(x: Float[Array, "M K"], name: str) -> tuple[Array, Array, Float32[Array, ""]]:

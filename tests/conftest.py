@@ -1,9 +1,10 @@
-"""Settings of the whole suite: strict dtype promotion, two CPU devices, one line for every skipped GPU test.
+"""Settings of the whole suite: strict dtype promotion, two CPU devices, one line for all tests skipped for one reason.
 
 Compilation is nearly all of the suite's time, so the compiler's optimiser is off, unless XLA_FLAGS says otherwise:
 `make test` runs the tests marked `optimized` in a second process with the optimiser on.
 """
 
+import importlib.util
 import os
 import sys
 
@@ -30,6 +31,8 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_setup(item):
     if item.get_closest_marker("cuda") and jax.default_backend() != "gpu":
         pytest.skip("needs an NVIDIA GPU, and pytest -m cuda")  # skipped from here, they make one line of the summary
+    if item.get_closest_marker("torch_ref") and importlib.util.find_spec("megalodon") is None:
+        pytest.skip("needs megalodon-hf: pip install git+https://github.com/pszemraj/megalodon-hf")
 
 
 @pytest.fixture

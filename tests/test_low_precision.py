@@ -6,7 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from megalodon_jax.low_precision import FORMATS, product, quantize
+from megalodon_jax.cli import doctor
+from megalodon_jax.low_precision import FORMATS, product, quantize, support
 from megalodon_jax.ops import linear_3d
 from tests import kernel_parity, models
 from tests.tolerance import errors
@@ -115,3 +116,22 @@ def test_a_model_with_quantised_layers(name):
     np.testing.assert_array_equal(low.head(hidden), exact.head(hidden))
     layer = exact.model.layers[0].ffn.fc1
     assert linear_3d(layer, hidden, jnp.bfloat16, jnp.float32, name).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "said"),
+    [
+        ("cpu", "", "emulated: cpu has no"),
+        ("gpu", "gfx90a", "emulated: gpu has no"),
+        ("gpu", "9.0", "emulated: compute capability 9.0 has no"),
+        ("gpu", "10.0", "the hardware has"),
+        ("gpu", "12.1", "the hardware has"),
+    ],
+)
+def test_what_the_hardware_has(platform, capability, said):
+    assert support(platform, capability).startswith(said)
+
+
+def test_doctor_says_that_products_are_emulated():
+    for name in BOTH:
+        assert f"  {name}    emulated: cpu has no instructions for block-scaled numbers" in doctor.report()

@@ -1,4 +1,4 @@
-"""The Python blocks of the README and of docs/inference.md run."""
+"""The Python blocks of the README and of the documents run."""
 
 import re
 from pathlib import Path
@@ -24,6 +24,14 @@ def test_inference():
     assert names["logits"].shape == (2, 256)
     assert names["more"].shape == (2, 5)
     assert names["state"].cache.final_norm.count.tolist() == [25, 21]
+
+
+@pytest.mark.thorough
+def test_weights():
+    names = run("docs/weights.md", 1)
+    assert names["model"].config == names["config"]
+    weight = names["model"].model.embed.weight
+    assert (weight == weight.astype("bfloat16").astype("float32")).all()
 
 
 def test_readme(capsys):

@@ -1,4 +1,4 @@
-"""`doctor`: versions, devices, settings, and which implementation each op would use here."""
+"""`doctor`: versions, devices, settings, and which implementation each op and each kind of product would use here."""
 
 import argparse
 import os
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import pallas_kernels
+from megalodon_jax import low_precision
 
 _PACKAGES = (
     "megalodon-pallas", "jax", "jaxlib", "equinox", "numpy", "optax", "safetensors", "rich", "matplotlib", "torch",
@@ -32,6 +33,7 @@ def report() -> str:
         ("versions", _table(versions)),
         ("devices", _devices()),
         (f"environment {_PREFIX}*", _table(variables) or "  none set"),
+        ("gemm_backend", _matmuls()),
         ("ops, at a small shape", "\n".join(f"  {line}" for line in _ops().splitlines())),
     ]
     return "\n".join(f"{title}\n{body}" for title, body in sections)
@@ -54,6 +56,15 @@ def _devices() -> str:
         return _table([(f"{d.platform}:{d.id}", d.device_kind) for d in jax.devices()])
     except RuntimeError as error:  # a GPU plugin that does not start; the rest of the report is what helps then
         return f"  none: {error}"
+
+
+def _matmuls() -> str:
+    try:
+        device = jax.devices()[0]
+        support = low_precision.support(device.platform, getattr(device, "compute_capability", ""))
+    except RuntimeError:
+        support = "unknown: no devices"
+    return _table([("default", "compute_dtype"), *((name, support) for name in low_precision.FORMATS)])
 
 
 def _ops() -> str:
