@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -103,7 +104,10 @@ class MegalodonConfig:
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 expected = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
                 raise ValueError(f"{name} must be {expected}, got {value!r}")
-        self._require(self.rope_base is None or self.rope_base > 0, "rope_base must be positive, got {rope_base}")
+        self._require(
+            self.rope_base is None or 0 < self.rope_base < math.inf,
+            "rope_base must be positive and finite, got {rope_base}",
+        )
         self._require(self.z_dim % self.num_heads == 0, "z_dim {z_dim} must be divisible by num_heads {num_heads}")
         self._require(
             self.value_dim % self.num_heads == 0, "value_dim {value_dim} must be divisible by num_heads {num_heads}"
@@ -112,7 +116,7 @@ class MegalodonConfig:
             self.model_dim % self.norm_num_groups == 0,
             "model_dim {model_dim} must be divisible by norm_num_groups {norm_num_groups}",
         )
-        self._require(self.norm_eps > 0, "norm_eps must be positive, got {norm_eps}")
+        self._require(0 < self.norm_eps < math.inf, "norm_eps must be positive and finite, got {norm_eps}")
         for name in ("dropout", "attention_dropout", "hidden_dropout"):
             self._require(0.0 <= getattr(self, name) <= 1.0, f"{name} must be in [0, 1], got {{{name}}}")
         if self.max_cache_len is not None:

@@ -11,10 +11,10 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -63,10 +63,7 @@ def write_pending(
             digest = hashlib.sha256(header)
             file.write(header)
             for tensor in tensors.values():
-                value = np.asarray(tensor.make() if isinstance(tensor, Pending) else tensor)
-                data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
-                digest.update(data)
-                file.write(data)
+                _append(tensor, file, digest)
             file.seek(header.index(_EMPTY))
             file.write(digest.hexdigest().encode())
             file.flush()
@@ -74,6 +71,13 @@ def write_pending(
     except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+def _append(tensor: np.ndarray | jax.Array | Pending, file: BinaryIO, digest: "hashlib._Hash") -> None:
+    value = np.asarray(tensor.make() if isinstance(tensor, Pending) else tensor)
+    data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+    digest.update(data)
+    file.write(data)
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray | jax.Array | Pending], metadata: Mapping[str, str]) -> None:
@@ -98,24 +102,33 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def require_new(path: Path) -> None:
+    """FileExistsError if there is something at `path`, or at the name that its new contents have until then."""
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} is there already; give a new folder")
+    if os.path.lexists(new := pending(path)):
+        raise FileExistsError(f"{new} is there already: another process writes it, or was killed; then remove it")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to write files to, which is `path` from the end of the block on; what an error leaves is removed.
 
     Raises:
-        FileExistsError: there is something at `path`, or at the name the folder has until then.
+        FileExistsError: as in `require_new`.
     """
+    require_new(path)
     new = pending(path)
-    if path.exists():
-        raise FileExistsError(f"{path} is there already; give a new folder")
-    if new.exists():
-        raise FileExistsError(f"{new} is there already: another process writes it, or was killed; then remove it")
-    new.mkdir(parents=True)
+    made = [parent for parent in path.parents if not parent.exists()]
     try:
+        new.mkdir(parents=True)
         yield new
         os.replace(new, path)
     except BaseException:
-        shutil.rmtree(new)
+        shutil.rmtree(new, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
         raise
     flush(path.parent)
 

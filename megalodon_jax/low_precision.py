@@ -61,15 +61,16 @@ def quantize(x: Float[Array, "M K"], name: str) -> tuple[Array, Array, Float32[A
     """
     form = FORMATS[name]
     x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, -x.shape[1] % form.block)))
-    blocks = x.reshape(x.shape[0], -1, form.block)
+    blocks = x.reshape(x.shape[0], x.shape[1] // form.block, form.block)
     largest = jnp.max(jnp.abs(blocks), axis=-1)
     if name == "mxfp8":
         whole, ratio = jnp.float32(1.0), largest / form.largest
         mantissa, exponent = jnp.frexp(ratio)
         exponent = jnp.where(mantissa == 0.5, exponent - 1, exponent)
         scale = jnp.ldexp(jnp.float32(1.0), jnp.where(ratio > 0, jnp.clip(exponent, *_EXPONENTS), 0))
+        scale = jnp.where(jnp.isfinite(largest), scale, jnp.nan)
     else:
-        whole = jnp.max(largest) / (form.largest * _LARGEST_SCALE)
+        whole = jnp.max(largest, initial=0.0) / (form.largest * _LARGEST_SCALE)
         whole = jnp.where(whole > 0, whole, 1.0)
         scale = (largest / (form.largest * whole)).astype(form.scale).astype(jnp.float32)
     divisor = (scale * whole)[..., None]

@@ -2,7 +2,8 @@
 
 It differs from `oracle_torch` (D ``model_dim``, dz = ``z_dim``/H)::
 
-    TimestepNorm   statistics over all features of a group; a masked position gives 0; always gain and bias
+    TimestepNorm   statistics over all features of a group; a masked position gives 0; gain and bias even if norm_affine
+                   says that the other norms have none
     rotary         pairs (2j, 2j + 1) as complex numbers, turned by  t mod C  base^(-2j/dz)
     Linear         wz, wv, wr, wh1 have a bias; wh2, fc1, fc2, fc3 and the head have none
     gains          1 + weight in every norm
@@ -36,13 +37,19 @@ class Norm(nn.Module):
     def __init__(self, c: Any, *, bias: bool = True, prior: bool = False) -> None:
         super().__init__()
         self.c = c
-        self.weight = nn.Parameter(torch.zeros(c.model_dim))
-        if bias:
-            self.bias = nn.Parameter(torch.zeros(c.model_dim))
+        if c.norm_affine or prior:
+            self.weight = nn.Parameter(torch.zeros(c.model_dim))
+            if bias:
+                self.bias = nn.Parameter(torch.zeros(c.model_dim))
         if prior:
             self.register_buffer("prior_count", torch.zeros((), dtype=torch.int64))
             self.register_buffer("prior_mean", torch.zeros(c.norm_num_groups))
             self.register_buffer("prior_logv", torch.zeros(c.norm_num_groups))
+
+    def affine(self, x: Tensor) -> Tensor:
+        """x with gain and bias, as far as there are any."""
+        x = x * (1 + self.weight) if hasattr(self, "weight") else x
+        return x + self.bias if hasattr(self, "bias") else x
 
     def over_time(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """TimestepNorm."""
@@ -90,7 +97,7 @@ class Mega(nn.Module):
         """x [B, L, D] -> x' [B, L, D]."""
         c, heads = self.c, (self.c.num_heads, -1)
         t = self.timenorm.over_time(x, mask)
-        m = rms(self.cema(t, mask), c.norm_eps) * (1 + self.rmsnorm.weight)
+        m = self.rmsnorm.affine(rms(self.cema(t, mask), c.norm_eps))
         z = rms(self.wz(m).unflatten(-1, heads), c.norm_eps)
         angles = (torch.arange(x.shape[1]) % c.chunk_size)[:, None, None] * freqs
         turn = torch.polar(torch.ones_like(angles), angles)
@@ -122,7 +129,7 @@ class NFFN(nn.Module):
     def forward(self, x: Tensor, attended: Tensor) -> Tensor:
         """x and x', [B, L, D] -> [B, L, D]."""
         centred = attended - attended.mean(-1, keepdim=True)
-        n = rms(centred, self.c.norm_eps) * (1 + self.norm.weight) + self.norm.bias
+        n = self.norm.affine(rms(centred, self.c.norm_eps))
         hidden = F.silu(self.fc1(n))
         if self.c.swiglu:
             hidden = hidden * self.fc3(n)

@@ -63,6 +63,15 @@ def with_config(model: MegalodonForCausalLM, **changes) -> MegalodonForCausalLM:
     return map_parameters(lambda name, _: weights[name], MegalodonForCausalLM(changed, key=jax.random.key(0)))
 
 
+def assert_same(first: MegalodonForCausalLM, second: MegalodonForCausalLM) -> None:
+    """The same parameters, bit for bit."""
+    a, b = named_parameters(first), named_parameters(second)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        assert np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes(), name
+
+
 def ids(batch: int = 2, length: int = LENGTH, seed: int = 0):
     return jnp.asarray(np.random.default_rng(seed).integers(1, 50, (batch, length)), jnp.int32)
 

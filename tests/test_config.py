@@ -74,6 +74,8 @@ def test_preset_7b():
         ({"norm_eps": "x"}, "norm_eps must be float or int"),
         ({"max_cache_len": "a"}, "max_cache_len must be int or None"),
         ({"rope_base": -1.0}, "rope_base must be positive"),
+        ({"rope_base": math.inf}, "rope_base must be positive and finite"),
+        ({"norm_eps": math.inf}, "norm_eps must be positive and finite"),
         ({"pad_token_id": True}, "pad_token_id must be int or None"),
         ({"share_emb": True, "output_size": 10}, "share_emb"),
         ({"output_size": 0}, "output_size"),

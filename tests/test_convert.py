@@ -1,12 +1,14 @@
 """Weights to PyTorch and back: bit-exact, strict, clear about what does not fit; sensitive parameters stay float32."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from megalodon_jax import convert
-from megalodon_jax.parameters import map_parameters, named_parameters
+from megalodon_jax.parameters import map_parameters
 from megalodon_jax.precision import (
     audit_sensitive_param_dtypes,
     cast_weights,
@@ -18,25 +20,17 @@ from tests import models
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 
-def assert_same(a, b):
-    a, b = named_parameters(a), named_parameters(b)
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype, name
-        np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]), err_msg=name)
-
-
 @pytest.mark.parametrize("variant", models.VARIANTS)
 def test_round_trip_is_bit_exact(variant, tmp_path):
     model = models.build(**models.VARIANTS[variant])
     path = tmp_path / "model.safetensors"
     convert.save_safetensors(model, path)
-    assert_same(convert.load_from_pretrained(path, model.config, key=jax.random.key(5)), model)
+    models.assert_same(convert.load_from_pretrained(path, model.config, key=jax.random.key(5)), model)
     pickled = tmp_path / "model.pt"
     torch.save({"state_dict": convert.convert_jax_to_torch(model)}, pickled)
     with pytest.raises(ValueError, match="allow_pickle_checkpoint=True"):
         convert.load_from_pretrained(pickled, model.config)
-    assert_same(convert.load_from_pretrained(pickled, model.config, allow_pickle_checkpoint=True), model)
+    models.assert_same(convert.load_from_pretrained(pickled, model.config, allow_pickle_checkpoint=True), model)
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
 
 
@@ -48,7 +42,7 @@ def test_bfloat16_both_ways(tmp_path):
     for name, tensor in tensors.items():
         assert tensor.dtype == (torch.float32 if is_sensitive(name) else torch.bfloat16), name
     loaded = convert.load_from_pretrained(path, model.config, key=jax.random.key(0))
-    assert_same(loaded, model)
+    models.assert_same(loaded, model)
     full = convert.load_from_pretrained(path, model.config, jnp.float32, key=jax.random.key(0))
     assert full.config.param_dtype == full.model.embed.weight.dtype == jnp.float32
     assert not audit_sensitive_param_dtypes(loaded)
@@ -63,6 +57,9 @@ def test_state_dict_has_the_documented_keys():
     extra = convert.convert_jax_to_torch(models.build(), include_rope_inv_freq=True)
     assert set(extra) - set(state) == {f"model.layers.{i}.attn.inner.rope.inv_freq" for i in range(2)}
     assert convert.load_weights_from_torch(models.build(), extra) is not None
+
+
+ROPE = "model.layers.0.attn.inner.rope.inv_freq"
 
 
 def broken(change):
@@ -80,7 +77,9 @@ def broken(change):
         (ValueError, "Layer count", lambda s: s.update({"model.layers.2.attn.wz.weight": torch.ones(1)})),
         (ValueError, "Shape mismatch.*omega", lambda s: s.update({"model.layers.1.attn.cema.omega": torch.ones(3)})),
         (ValueError, "lm_head", lambda s: s.update({"lm_head.weight": torch.ones(64, 32)})),
-        (ValueError, "rope_base", lambda s: s.update({"model.layers.0.attn.inner.rope.inv_freq": torch.ones(4)})),
+        (ValueError, "rope_base", lambda s: s.update({ROPE: torch.ones(4)})),
+        (ValueError, "rope_base", lambda s: s.update({ROPE: s[ROPE] * torch.tensor([1, 1, 1, 1.0001])})),
+        (ValueError, "num_heads is 2 in the config and 4", lambda s: s.update({ROPE: torch.ones(2)})),
     ],
 )
 def test_strict_loading(kind, message, change):
@@ -138,7 +137,7 @@ def test_exported_weights_are_nobody_elses():
     with torch.no_grad():
         for tensor in state.values():
             tensor.add_(1.0)
-    assert_same(loaded, model)
+    models.assert_same(loaded, model)
 
 
 def test_pickles(tmp_path, monkeypatch):
@@ -153,11 +152,51 @@ def test_pickles(tmp_path, monkeypatch):
     path.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="no pickle of tensors"):
         convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True)
-    torch.save({"state_dict": {"model": convert.convert_jax_to_torch(model)}}, path)
-    assert_same(convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True), model)
+    state = convert.convert_jax_to_torch(model)
+    for first, second in (("state_dict", "model"), ("model", "state_dict")):
+        torch.save({first: {second: state}}, path)
+        models.assert_same(convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True), model)
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"torch\.save has written since 1\.6"):
+        convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True)
+    norm = "model.norm.weight"
+    for value, message in (
+        (state[norm].to_sparse(), "no ordinary tensor: torch.sparse_coo"),
+        (state[norm].to("meta"), "no ordinary tensor: torch.strided, on meta"),
+        (3.0, "is a float, expected a tensor"),
+    ):
+        torch.save({**state, norm: value}, path)
+        with pytest.raises(ValueError, match=message):
+            convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True)
+    torch.save({1: state[norm]}, path)
+    with pytest.raises(ValueError, match="expected tensors by name"):
+        convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True)
     monkeypatch.setattr(torch, "__version__", "2.9.1")
     with pytest.raises(RuntimeError, match=r"CVE-2026-24747\); install torch 2.10"):
         convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True)
+
+
+def test_flipped_bytes_in_a_pickle(tmp_path):
+    """torch itself does not compare the checksums."""
+    model, path = models.build(num_layers=1), tmp_path / "model.pt"
+    state = convert.convert_jax_to_torch(model)
+    torch.save(state, path)
+    whole = path.read_bytes()
+    place = whole.index(state["model.layers.0.attn.wv.weight"].numpy().tobytes()) + 100
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(ValueError, match=r"is damaged: .*/data/.* is not what was written"):
+        convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True)
+    for kept in (len(whole) // 2, len(whole) - 30):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match="damaged"):
+            convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True)
+
+
+def test_pickles_without_torch(tmp_path, monkeypatch):
+    (tmp_path / "model.pt").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"megalodon-pallas\[torch\]"):
+        convert.load_from_pretrained(tmp_path / "model.pt", models.config(), allow_pickle_checkpoint=True)
 
 
 class Unpicklable:

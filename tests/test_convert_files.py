@@ -23,15 +23,7 @@ from megalodon_jax.files import TensorFile
 from megalodon_jax.parameters import named_parameters
 from tests import models
 
-WV = "model.layers.0.attn.wv.weight"
-
-
-def assert_same(first: MegalodonForCausalLM, second: MegalodonForCausalLM) -> None:
-    a, b = named_parameters(first), named_parameters(second)
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype, name
-        assert np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes(), name
+WV, WR = "model.layers.0.attn.wv.weight", "model.layers.0.attn.wr.weight"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +50,7 @@ def test_one_file_and_several_are_bit_exact(dtype, tmp_path):
     assert len(shards) > 5
     assert shards[0] == f"model-00001-of-{len(shards) - 1:05d}.safetensors"
     for path in ("one.safetensors", "several", f"several/{INDEX}"):
-        assert_same(load_from_pretrained(tmp_path / path, model.config), model)
+        models.assert_same(load_from_pretrained(tmp_path / path, model.config), model)
     with safe_open(tmp_path / "one.safetensors", framework="np") as file:
         assert file.metadata()["format"] == "pt"  # what transformers asks for
     library = load_file(tmp_path / "one.safetensors")
@@ -99,7 +91,8 @@ def refused(tensors, change, path) -> None:
     [
         (KeyError, "Missing key.*wv.weight", lambda t: t.pop(WV)),
         (ValueError, "Unknown keys.*extra", lambda t: t.update(extra=np.ones(1, np.float32))),
-        (ValueError, r"expected \(48, 32\), got \(32, 48\)", lambda t: t.update({WV: t[WV].T.copy()})),
+        (ValueError, r"expected \(48, 32\), got \(32, 48\)", lambda t: t.update({WR: t[WR].T.copy()})),
+        (ValueError, "value_dim is 48 in the config and 32 in", lambda t: t.update({WV: t[WV].T.copy()})),
         (ValueError, "must be floating, got int32", lambda t: t.update({WV: t[WV].astype(np.int32)})),
     ],
 )
@@ -224,7 +217,7 @@ def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path):
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert sorted(os.listdir(tmp_path)) == ["model.safetensors", "model.safetensors.tmp"]
-    assert_same(load_from_pretrained(path, config), old)
+    models.assert_same(load_from_pretrained(path, config), old)
     save_safetensors(old, path)  # what lies beside it is in nobody's way
     assert os.listdir(tmp_path) == ["model.safetensors"]
 

@@ -72,6 +72,20 @@ def test_extremes(name, x):
     assert np.abs(found[:, :33] - x).max() <= 0.07 * float(jnp.abs(x).max()) + 1e-37
 
 
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("name", BOTH)
+def test_what_is_not_finite_stays_so(name, bad):
+    """An overflow is not hidden from whoever looks for one."""
+    x = random(3, 40).at[1, 35].set(bad)
+    assert not np.isfinite(np.asarray(product(x, random(5, 40), name))[1]).any()
+    assert not np.isfinite(np.asarray(product(random(5, 40), x, name))[:, 1]).any()
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_nothing_gives_nothing(name):
+    assert product(jnp.ones((0, 40)), random(5, 40), name).shape == (0, 5)
+
+
 @pytest.mark.parametrize("name", BOTH)
 def test_product_is_that_of_the_quantised_numbers(name):
     x, w = random(6, 100), random(9, 100, seed=1)

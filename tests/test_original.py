@@ -11,9 +11,9 @@ import pytest
 
 from megalodon_jax import MegalodonConfig, MegalodonForCausalLM
 from megalodon_jax.convert import load_original_checkpoint
+from megalodon_jax.convert.loading import InMemory, load_model
 from megalodon_jax.convert.original import Original
-from megalodon_jax.convert.sizes import ROTARY
-from megalodon_jax.convert.state_dict import HEAD, InMemory, load_tensors
+from megalodon_jax.convert.original_names import here, there
 from megalodon_jax.model.abstract import abstract_model
 from megalodon_jax.parameters import named_parameters
 from megalodon_jax.precision import audit_sensitive_param_dtypes
@@ -29,6 +29,7 @@ COUNTS = {
 VARIANTS = {
     "default": {},
     "everything on": {"swiglu": True, "rescale_nffn": True, "scale_emb": True, "share_emb": True, "rope_base": 500.0},
+    "no affine": {"norm_affine": False, "swiglu": True},
 }
 
 
@@ -79,15 +80,10 @@ def oracle():
 
 
 def loaded(twin, config) -> MegalodonForCausalLM:
-    model, parameters = abstract_model(config)
-    return load_tensors(model, parameters, under_our_names(twin.state_dict(), parameters))
+    return load_model(Original([InMemory(twin.state_dict())], 4), config)
 
 
-def under_our_names(tensors, parameters) -> Original:
-    return Original([InMemory(tensors)], [*parameters, HEAD, ROTARY], 4)
-
-
-@pytest.mark.parametrize("variant", kernel_parity.first([*VARIANTS][::-1], 1))
+@pytest.mark.parametrize("variant", kernel_parity.first(["everything on", "default", "no affine"], 1))
 def test_logits_loss_and_gradients_are_those_of_the_oracle(variant, oracle):
     import torch
 
@@ -104,7 +100,7 @@ def test_logits_loss_and_gradients_are_those_of_the_oracle(variant, oracle):
     if c.share_emb:
         named.pop("output.output.weight", None)
     found = named_parameters(gradients)
-    expected = under_our_names(named, found)
+    expected = Original([InMemory(named)], 4)
     assert found.keys() == expected.signatures.keys()
     for name, gradient in found.items():
         assert_close(name, gradient, expected.read(name), units=2000)
@@ -166,33 +162,78 @@ def test_checkpoints_of_the_release(oracle, tmp_path):
     assert load_original_checkpoint(headless, c, allow_pickle_checkpoint=True).lm_head is None
 
 
-@pytest.mark.thorough
-def test_shards_that_do_not_fit(oracle, tmp_path):
+WZ, GAMMA, OMEGA = "layers.0.mega.wz.weight", "layers.0.mega.cema.gamma", "layers.0.mega.cema.omega"
+COUNT, MEAN = "output.final_norm.prior_count", "output.final_norm.prior_mean"
+ALPHA = "layers.0.nffn.alpha"
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [  # of the second of two shards, or of both
+        (r"not in every shard: embed\.weight", lambda a, b: b.pop("embed.weight")),
+        (rf"{ALPHA} differs between shards", lambda a, b: b.update({ALPHA: b[ALPHA] + 1})),
+        ("float32.* in shard 1 of 2 and", lambda a, b: b.update({WZ: b[WZ][:, :-1]})),
+        ("int32.* in shard 1 of 2 and", lambda a, b: b.update({WZ: b[WZ].int()})),
+        ("float32.* in shard 1 of 2 and", lambda a, b: b.update({OMEGA: b[OMEGA].repeat(1, 3)})),
+        (f"'{GAMMA}'.*last axis of 2, got", lambda a, b: [s.update({GAMMA: s[GAMMA][..., :1]}) for s in (a, b)]),
+        (f"'{OMEGA}'.*last axis of 1, got", lambda a, b: [s.update({OMEGA: s[OMEGA][:, 0]}) for s in (a, b)]),
+        (f"'{WZ}': expected a tensor of more", lambda a, b: [s.update({WZ: s[WZ][0, 0]}) for s in (a, b)]),
+        (r"expected \(16, 32\), got \(16, 31\)", lambda a, b: [s.update({WZ: s[WZ][:, :-1]}) for s in (a, b)]),
+        ("prior_count is not 0", lambda a, b: b.update({COUNT: b[COUNT] + 5})),
+        (
+            "prior_count is int64.*expected one integer",
+            lambda a, b: [s.update({COUNT: s[COUNT][None]}) for s in (a, b)],
+        ),
+        ("norm_num_groups is 4 in the config and 2", lambda a, b: [s.update({MEAN: s[MEAN][:1]}) for s in (a, b)]),
+        (
+            r"Unknown keys.*: model\.evil\.prior_mean",
+            lambda a, b: [s.update({"evil.prior_mean": s[MEAN]}) for s in (a, b)],
+        ),
+        (
+            r"Unknown keys.*: model\.embed\.weight",
+            lambda a, b: [s.update({"model.embed.weight": s["embed.weight"]}) for s in (a, b)],
+        ),
+        (r"Missing key.*wz\.weight", lambda a, b: [s.pop(WZ) for s in (a, b)]),
+        ("rescale has 2 values that are NaN", lambda a, b: [s.update({ALPHA: s[ALPHA].log()}) for s in (a, b)]),
+    ],
+)
+def test_shards_that_do_not_fit(message, change, oracle):
     import torch
 
     c = config(num_layers=1, rescale_nffn=True)
-    state = oracle(c, torch.float32).state_dict()
-    first, second = cut(state, 2)
-    (tmp_path / "consolidate_config.json").write_text('{"model_parallel_size": 2}')
+    twin = oracle(c, torch.float32)
+    with torch.no_grad():
+        twin.get_parameter(ALPHA)[:] = torch.tensor([-1.0, -1.0] + [2.0] * 30)
+    shards = cut(twin.state_dict(), 2)
+    load_model(Original([InMemory(shard) for shard in shards], 4), c)
+    change(*shards)
+    with pytest.raises((ValueError, KeyError), match=message):
+        load_model(Original([InMemory(shard) for shard in shards], 4), c)
 
-    def load(*shards):
-        for number, shard in enumerate(shards):
-            torch.save(shard, tmp_path / f"consolidated.{number:02d}.pth")
-        return load_original_checkpoint(tmp_path, c, allow_pickle_checkpoint=True)
 
-    with pytest.raises(ValueError, match=r"not in every shard: embed\.weight"):
-        load(first, {name: value for name, value in second.items() if name != "embed.weight"})
-    with pytest.raises(ValueError, match=r"layers.0.nffn.alpha differs between shards"):
-        load(first, second | {"layers.0.nffn.alpha": second["layers.0.nffn.alpha"] + 1})
-    with pytest.raises(ValueError, match="Shape mismatch"):
-        load(first, second | {"embed.weight": second["embed.weight"][:, :-1]})
-    counts = {name: value + 1 for name, value in first.items() if name.endswith("prior_count")}
-    with pytest.raises(ValueError, match="prior_count is not 0"):
-        load(first | counts, second)
+def test_folders_of_shards_that_are_not_whole(tmp_path):
     for text in ("", "[]", '{"model_parallel_size": 0}', '{"model_parallel_size": "2"}'):
         (tmp_path / "consolidate_config.json").write_text(text)
         with pytest.raises(ValueError, match="does not say into how many files"):
-            load(first, second)
+            load_original_checkpoint(tmp_path, config(), allow_pickle_checkpoint=True)
+    (tmp_path / "consolidate_config.json").unlink()
+    (tmp_path / "consolidated.00.pth").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"holds shards, but no consolidate_config\.json"):
+        load_original_checkpoint(tmp_path, config(), allow_pickle_checkpoint=True)
+    with pytest.raises(ValueError, match="is one of several files of a model; give their folder"):
+        load_original_checkpoint(tmp_path / "consolidated.00.pth", config(), allow_pickle_checkpoint=True)
+
+
+@pytest.mark.parametrize("name", ["model.embed.weight", "lm_head.weight", "layers.0.attn.wz.weight", "norm.bias"])
+def test_names_that_the_release_does_not_have(name):
+    assert here(name) == []
+
+
+@pytest.mark.parametrize("changes", [{"variant": "original", "swiglu": True, "rescale_nffn": True}])
+def test_names_there_and_here(changes):
+    _, parameters = abstract_model(models.config(**changes))
+    for name in parameters:
+        assert name in here(there(name))
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -14,8 +14,8 @@ from megalodon_jax.cli.errors import CommandError, bad_input
 from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.convert.checkpoints import FORMATS, find_config, open_parameters, write_checkpoint
 from megalodon_jax.convert.config_files import read_config
-from megalodon_jax.convert.pretrained import with_dtype
-from megalodon_jax.files import Pending
+from megalodon_jax.convert.pickles import require_safe_torch
+from megalodon_jax.files import Pending, require_new
 from megalodon_jax.precision import is_sensitive
 
 
@@ -55,12 +55,18 @@ def run(options: argparse.Namespace) -> None:
     """
     form = FORMATS[options.to]
     with bad_input():
-        config = with_dtype(read_config(options.config or find_config(options.checkpoint)), options.dtype)
-    if options.verify or options.to == "original" or options.allow_pickle:
+        require_new(options.out)
+        config = read_config(options.config or find_config(options.checkpoint), options.dtype)
+    if options.verify or options.to == "original":
         verify.require_torch()
+    if options.verify and config.num_layers == 0:
+        raise CommandError("a model without layers cannot be verified: the PyTorch oracle has none")
+    if options.allow_pickle:
+        try:
+            require_safe_torch()
+        except (ImportError, RuntimeError) as error:
+            raise CommandError(str(error)) from error
     with bad_input():
-        if options.out.exists():
-            raise FileExistsError(f"{options.out} is there already; give a new folder")
         parameters = open_parameters(options.checkpoint, config, options.allow_pickle)
         tensors = form.tensors(parameters, config)
         with _bar(len(tensors)) as advance:

@@ -44,7 +44,7 @@ def logit_error(parameters: Mapping[str, Pending], config: MegalodonConfig, out:
     exact = dataclasses.replace(config, param_dtype="float32", compute_dtype="float32", gemm_backend="default")
     leaves = [jnp.asarray(one.make(), jnp.float32) for one in parameters.values()]
     model = jax.tree.unflatten(jax.tree.structure(abstract_model(exact)[0]), leaves)
-    ids = np.random.default_rng(0).integers(1, config.vocab_size, (1, _LENGTH))
+    ids = np.random.default_rng(0).integers(min(1, config.vocab_size - 1), config.vocab_size, (1, _LENGTH))
     logits, _ = model(jnp.asarray(ids, jnp.int32))
     with torch.no_grad():
         truth = _oracle(exact, out)(torch.tensor(ids))
@@ -68,6 +68,8 @@ def _oracle(config: MegalodonConfig, out: Path):
         state = {name: as_torch(tensor.make()) for name, tensor in tensors.items()}
     if config.variant == "hf":
         twin = oracle_torch.MegalodonForCausalLM(oracle_torch.OracleConfig.from_any(config), dtype=torch.float64)
+        if not config.tied:  # which the oracle's is wherever the widths agree
+            twin.lm_head = torch.nn.Linear(*reversed(twin.lm_head.weight.shape), bias=False, dtype=torch.float64)
     else:
         twin = oracle_torch_original.OriginalLM(config)
         state["rope.freqs"] = twin.state_dict()["rope.freqs"]  # in float64; the files have it in float32

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megalodon_jax.config import MegalodonConfig
-from megalodon_jax.convert.config_files import CONFIG, hf_json
-from megalodon_jax.convert.original import CONSOLIDATED, CONSOLIDATION, open_original
+from megalodon_jax.convert.config_files import CONFIG, CONSOLIDATION, hf_json
+from megalodon_jax.convert.loading import Tensors, checked
+from megalodon_jax.convert.original import open_original
 from megalodon_jax.convert.original_export import original_tensors, write_original
 from megalodon_jax.convert.pretrained import WEIGHTS, open_checkpoint, write_pretrained
-from megalodon_jax.convert.state_dict import Tensors, checked, with_head
+from megalodon_jax.convert.sizes import require_fit
+from megalodon_jax.convert.state_dict import with_head
 from megalodon_jax.files import Pending, new_folder, write, write_text
 from megalodon_jax.model.abstract import abstract_model
 
@@ -39,13 +41,13 @@ def open_parameters(
         FileNotFoundError, KeyError, ValueError, RuntimeError: as in `load_from_pretrained`, `load_original_checkpoint`.
     """
     path = Path(path)
-    _, parameters = abstract_model(config)
     tensors: Tensors
-    if path.suffix == ".pth" or (path / CONSOLIDATED).exists() or (path / CONSOLIDATION).exists():
-        tensors = open_original(path, config, parameters, allow_pickle_checkpoint)
+    if path.suffix == ".pth" or any(path.glob("consolidated*.pth")) or (path / CONSOLIDATION).exists():
+        tensors = open_original(path, config, allow_pickle_checkpoint)
     else:
         tensors = open_checkpoint(path, allow_pickle_checkpoint)
-    return checked(parameters, tensors, config)
+    require_fit(tensors.signatures, config)  # first: it takes time to trace a model of a wrong size
+    return checked(abstract_model(config)[1], tensors, config)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from megalodon_jax.config import MegalodonConfig
+from megalodon_jax.files import unique
 
-CONFIG = "config.json"
+CONFIG, CONSOLIDATION = "config.json", "consolidate_config.json"
+RELEASE_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _SHARED = (
     "vocab_size", "model_dim", "num_layers", "num_heads", "z_dim", "value_dim", "ffn_hidden_dim", "cema_ndim",
     "chunk_size", "norm_num_groups", "norm_eps", "norm_affine", "rope_base", "swiglu", "rescale_nffn", "scale_emb",
@@ -26,8 +28,8 @@ _HF_ONLY = ("max_cache_len", "cache_unbounded", "pad_token_id", "bos_token_id", 
 _SETTINGS = ("layerwise_ckpt", "efficient_attn", "custom_bwd", "loss_parallel")  # of the release, not of its models
 
 
-def read_config(path: str | os.PathLike) -> MegalodonConfig:
-    """The config in a file of any of the three formats.
+def read_config(path: str | os.PathLike, param_dtype: str | None = None) -> MegalodonConfig:
+    """The config in a file of any of the three formats, with another `param_dtype` if given.
 
     Raises:
         FileNotFoundError: no such file.
@@ -36,42 +38,69 @@ def read_config(path: str | os.PathLike) -> MegalodonConfig:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give one with the config of the model")
-    text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        fields = json.loads(text)
-        if isinstance(fields, dict) and isinstance(fields.get("model"), dict):
-            return _from_original(fields["model"])
-        if isinstance(fields, dict) and "model_type" in fields:
-            return _from_hf(fields)
-        return MegalodonConfig.from_json(text)
-    except (ValueError, TypeError) as error:
+        fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        if not isinstance(fields, dict):
+            raise ValueError(f"config must be a JSON object, got {type(fields).__name__}")
+        if isinstance(fields.get("model"), dict):
+            fields = _from_original(fields["model"], param_dtype or _release_dtype(path.with_name(CONSOLIDATION)))
+        elif "model_type" in fields:
+            fields = _from_hf(fields, param_dtype)
+        elif param_dtype is not None:
+            fields["param_dtype"] = param_dtype
+        return MegalodonConfig.from_json(json.dumps(fields))
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _from_hf(fields: dict[str, Any]) -> MegalodonConfig:
+def _from_hf(fields: dict[str, Any], param_dtype: str | None) -> dict[str, Any]:
     if fields["model_type"] != "megalodon":
         raise ValueError(f"model_type is {fields['model_type']!r}, expected 'megalodon'")
     known = {name: fields[name] for name in (*_SHARED, *_HF_ONLY) if name in fields}
     if known.get("max_cache_len") == -1:
         known["max_cache_len"] = None
-    dtype = fields.get("dtype") or fields.get("torch_dtype") or "float32"
-    return MegalodonConfig(**known, use_checkpoint=fields.get("gradient_checkpointing", False), param_dtype=dtype)
+    given = str(fields.get("dtype") or fields.get("torch_dtype") or "float32").removeprefix("torch.")
+    dtype = _not_float16(param_dtype or given)
+    return known | {"use_checkpoint": fields.get("gradient_checkpointing", False), "param_dtype": dtype}
 
 
-def _from_original(fields: dict[str, Any]) -> MegalodonConfig:
+def _from_original(fields: dict[str, Any], param_dtype: str) -> dict[str, Any]:
     known = (*_SHARED, "share_emb", *_SETTINGS)
     if unknown := sorted(fields.keys() - set(known)):
         raise ValueError(f"unknown field {', '.join(unknown)} of the model; the fields are {', '.join(sorted(known))}")
     if fields.get("vocab_size", -1) == -1:
         raise ValueError("vocab_size is -1, left to the tokenizer; write its size into the config, or give another one")
+    if (attention := fields.get("efficient_attn")) not in (None, "swift", "fused"):
+        raise ValueError(f"efficient_attn must be null, 'swift' or 'fused', got {attention!r}")
     given = {"num_layers": 8, "ffn_hidden_dim": 2048, "init_mode": "he", "share_emb": False, **fields}
     kept = {name: value for name, value in given.items() if name not in _SETTINGS}
-    kept["init_mode"] = "kaiming" if kept["init_mode"] == "he" else kept["init_mode"]
-    fused = given.get("efficient_attn") is not None
-    return MegalodonConfig(
-        **kept, variant="original", pad_token_id=None, use_checkpoint=given.get("layerwise_ckpt", False),
-        attention_dropout_mode="dropkey" if fused else "post_softmax",
-    )  # fmt: skip
+    return kept | {
+        "variant": "original",
+        "pad_token_id": None,
+        "param_dtype": _not_float16(param_dtype),
+        "init_mode": "kaiming" if kept["init_mode"] == "he" else kept["init_mode"],
+        "use_checkpoint": given.get("layerwise_ckpt", False),
+        "attention_dropout_mode": "post_softmax" if attention is None else "dropkey",
+    }
+
+
+def _release_dtype(consolidation: Path) -> str:
+    """The dtype of the files beside a config of the release, float32 where nothing says it."""
+    if not consolidation.is_file():
+        return "float32"
+    short = json.loads(consolidation.read_text(encoding="utf-8"))["dtype"]
+    if short not in RELEASE_DTYPES:
+        raise ValueError(f"dtype of {consolidation} is {short!r}, expected one of {', '.join(RELEASE_DTYPES)}")
+    return RELEASE_DTYPES[short]
+
+
+def _not_float16(dtype: str) -> str:
+    if dtype == "float16":
+        raise ValueError(
+            "the weights are float16, in which the EMA and the statistics overflow; "
+            "choose another dtype (--dtype, or param_dtype=)"
+        )
+    return dtype
 
 
 def hf_json(config: MegalodonConfig) -> str:
@@ -86,9 +115,7 @@ def hf_json(config: MegalodonConfig) -> str:
         raise ValueError("megalodon-hf ties a head of vocab_size outputs to the embedding; this one is not tied")
     fields = _fields(config, (*_SHARED, *_HF_ONLY))
     fields |= {"gradient_checkpointing": config.use_checkpoint, "torch_dtype": config.param_dtype.name}
-    if (
-        config.init_mode == "kaiming"
-    ):  # megalodon-hf does not have it, and refuses to be built with what it does not know
+    if config.init_mode == "kaiming":  # which megalodon-hf refuses to be built with
         fields["init_mode"] = "gaussian"
     return json.dumps({"architectures": ["MegalodonForCausalLM"], "model_type": "megalodon", **fields}, indent=2) + "\n"
 

@@ -1,23 +1,23 @@
 """Checkpoints of the CUDA release: one file consolidated.pth, or consolidated.NN.pth for each of several GPUs."""
 
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megalodon_jax.config import MegalodonConfig
-from megalodon_jax.convert.original_names import PRIORS, cut_axis, part, there
+from megalodon_jax.convert.config_files import CONSOLIDATION
+from megalodon_jax.convert.loading import Tensors, load_model
+from megalodon_jax.convert.original_names import cut_axis, here, is_prior, last_axis, part
 from megalodon_jax.convert.pretrained import open_checkpoint, with_dtype
-from megalodon_jax.convert.sizes import ROTARY
-from megalodon_jax.convert.state_dict import HEAD, Tensors, load_tensors
 from megalodon_jax.files import Signature
 from megalodon_jax.model import MegalodonForCausalLM
-from megalodon_jax.model.abstract import abstract_model
 
-CONSOLIDATION = "consolidate_config.json"
 CONSOLIDATED = "consolidated.pth"
 
 
@@ -37,46 +37,36 @@ def load_original_checkpoint(
         KeyError, ValueError, RuntimeError: as in `load_from_pretrained`; another variant; a norm with a prior that
             counts; shards that do not fit together.
     """
-    model, parameters = abstract_model(with_dtype(config, dtype))
-    return load_tensors(model, parameters, open_original(path, config, parameters, allow_pickle_checkpoint))
+    config = with_dtype(config, dtype)
+    return load_model(open_original(path, config, allow_pickle_checkpoint), config)
 
 
-def open_original(
-    path: str | os.PathLike, config: MegalodonConfig, parameters: Iterable[str], allow_pickle_checkpoint: bool
-) -> "Original":
+def open_original(path: str | os.PathLike, config: MegalodonConfig, allow_pickle_checkpoint: bool) -> "Original":
     """The tensors of a checkpoint of the release under our names; errors as in `load_original_checkpoint`."""
     if config.variant != "original":
         raise ValueError(f"a checkpoint of the CUDA release needs variant='original', got {config.variant!r}")
     shards = [open_checkpoint(file, allow_pickle_checkpoint) for file in _files(Path(path))]
-    return Original(shards, [*parameters, HEAD, ROTARY], config.norm_num_groups)
+    return Original(shards, config.norm_num_groups)
 
 
 class Original:
-    """Shards of a checkpoint of the CUDA release under our names; a tensor that none of `names` stands for keeps its.
+    """Shards of a checkpoint of the CUDA release under our names.
 
     Raises:
-        ValueError: shards of different tensors, a norm whose prior counts, or one with other groups.
+        ValueError: a name that the release does not have, shards of different tensors, shapes or dtypes, a norm whose
+            prior counts or that has other groups.
     """
 
-    def __init__(self, shards: list[Tensors], names: Iterable[str], groups: int):
-        self._shards = shards
-        found = [set(shard.signatures) for shard in shards]
-        if apart := sorted(set.union(*found) - set.intersection(*found)):
-            raise ValueError(f"not in every shard: {', '.join(apart[:5])} ({len(apart)} in all)")
-        for name in sorted(found[0]):
-            if name.endswith("prior_count") and np.any(shards[0].read(name) != 0):
-                raise ValueError(f"{name} is not 0: norms with a prior that counts are not supported")
-            given = sum(int(np.prod(shard.signatures[name][0])) for shard in shards)
-            if name.endswith("prior_mean") and given != groups:
-                raise ValueError(f"norm_num_groups is {groups} in the config and {given} in the weights ({name})")
-        left = {name for name in found[0] if not name.endswith(PRIORS)}
-        where = {name: there(name) for name in names if there(name) in left}
-        self._where = where | {name: name for name in left - set(where.values())}
-
-    @property
-    def signatures(self) -> Mapping[str, Signature]:
-        """Shape and dtype by name."""
-        return {here: self._signature(here, there) for here, there in self._where.items()}
+    def __init__(self, shards: list[Tensors], groups: int):
+        self._shards, given = shards, shards[0].signatures
+        for number, shard in enumerate(shards):
+            _require_same(given, shard.signatures, f"shard {number} of {len(shards)}")
+            _require_no_prior(shard, groups, len(shards))
+        names = [name for name in given if not is_prior(name)]
+        if unknown := sorted(name for name in names if not here(name)):
+            raise ValueError(f"Unknown keys in checkpoint: {', '.join(unknown[:5])} ({len(unknown)} in all)")
+        self._where = {ours: name for name in names for ours in here(name)}
+        self.signatures = {ours: self._signature(ours, *given[name]) for ours, name in self._where.items()}
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, put together.
@@ -86,29 +76,59 @@ class Original:
         """
         there = self._where[name]
         parts, axis = [part(name, shard.read(there)) for shard in self._shards], cut_axis(there)
-        if axis is not None:
-            return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
-        if any(not np.array_equal(one, parts[0]) for one in parts):
+        if len(parts) > 1 and axis is not None:
+            return np.concatenate(parts, axis=axis)
+        if any(one.tobytes() != parts[0].tobytes() for one in parts[1:]):
             raise ValueError(f"{there} differs between shards")
         return parts[0]
 
-    def _signature(self, here: str, there: str) -> Signature:
-        given = [shard.signatures[there] for shard in self._shards]
-        try:
-            shapes = [part(here, np.broadcast_to(False, shape)).shape for shape, _ in given]
-            axis = cut_axis(there)
-            if axis is None or len(shapes) == 1:
-                return shapes[0], given[0][1]
-            return (*shapes[0][:axis], sum(shape[axis] for shape in shapes), *shapes[0][axis + 1 :]), given[0][1]
-        except IndexError:  # without the axis that is asked for: a shape that fits nothing
-            return given[0]
+    def _signature(self, name: str, shape: tuple[int, ...], dtype: str) -> Signature:
+        there = self._where[name]
+        size, axis = last_axis(there), cut_axis(there)
+        if (size is not None and shape[-1:] != (size,)) or (axis is not None and len(shape) <= axis):
+            expected = "" if size is None else f" with a last axis of {size}"
+            raise ValueError(f"Shape mismatch for '{there}': expected a tensor of more axes{expected}, got {shape}")
+        whole = list(shape if size is None else shape[:-1])
+        if axis is not None:
+            whole[axis] *= len(self._shards)
+        return tuple(whole), dtype
+
+
+def _require_same(first: Mapping[str, Signature], given: Mapping[str, Signature], which: str) -> None:
+    if apart := sorted(first.keys() ^ given.keys()):
+        raise ValueError(f"not in every shard: {', '.join(apart[:5])} ({len(apart)} in all)")
+    for name, signature in given.items():
+        if signature != first[name]:
+            raise ValueError(f"{name} is {_said(signature)} in {which} and {_said(first[name])} in shard 0")
+
+
+def _require_no_prior(shard: Tensors, groups: int, count: int) -> None:
+    for name, (shape, dtype) in shard.signatures.items():
+        if not is_prior(name):
+            continue
+        if name.endswith("prior_count"):
+            if shape != () or not dtype.startswith("int"):
+                raise ValueError(f"{name} is {_said((shape, dtype))}, expected one integer")
+            if shard.read(name) != 0:
+                raise ValueError(f"{name} is not 0: norms with a prior that counts are not supported")
+        elif (found := count * math.prod(shape)) != groups or len(shape) != 1:
+            raise ValueError(f"norm_num_groups is {groups} in the config and {found} in the weights ({name})")
+
+
+def _said(signature: Signature) -> str:
+    shape, dtype = signature
+    return f"{dtype}{list(shape)}"
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
+        if re.fullmatch(r"consolidated\.\d+\.pth", path.name):
+            raise ValueError(f"{path} is one of several files of a model; give their folder")
         return [path]
     config = path / CONSOLIDATION
     if not config.is_file():
+        if any(path.glob("consolidated.*.pth")):
+            raise FileNotFoundError(f"{path} holds shards, but no {CONSOLIDATION} that says how many")
         return [path / CONSOLIDATED]
     try:
         count = json.loads(config.read_text(encoding="utf-8"))["model_parallel_size"]

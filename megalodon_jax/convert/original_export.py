@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 
 from megalodon_jax.config import MegalodonConfig
-from megalodon_jax.convert.config_files import CONFIG, original_json
-from megalodon_jax.convert.original import CONSOLIDATED, CONSOLIDATION
+from megalodon_jax.convert.config_files import CONFIG, CONSOLIDATION, RELEASE_DTYPES, original_json
+from megalodon_jax.convert.loading import rotary_tables
+from megalodon_jax.convert.original import CONSOLIDATED
 from megalodon_jax.convert.original_names import PRIORS, there
 from megalodon_jax.convert.pretrained import with_dtype
 from megalodon_jax.convert.sizes import ROTARY
-from megalodon_jax.convert.state_dict import parameters_of, rotary_tables, with_head
+from megalodon_jax.convert.state_dict import parameters_of, with_head
 from megalodon_jax.convert.tensors import as_torch
 from megalodon_jax.files import Pending, new_folder, write_text
 from megalodon_jax.model import MegalodonForCausalLM
 
-_DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+_SHORT = {dtype: short for short, dtype in RELEASE_DTYPES.items()}
 
 
 def save_original_checkpoint(model: MegalodonForCausalLM, folder: str | os.PathLike, dtype: Any = None) -> None:
@@ -71,7 +72,7 @@ def write_original(folder: Path, tensors: Mapping[str, Pending], config: Megalod
         torch.save({name: as_torch(tensor.make()) for name, tensor in tensors.items()}, file)
         file.flush()
         os.fsync(file.fileno())
-    consolidation = {"model_parallel_size": 1, "dtype": _DTYPES[config.param_dtype.name]}
+    consolidation = {"model_parallel_size": 1, "dtype": _SHORT[config.param_dtype.name]}
     write_text(folder / CONSOLIDATION, json.dumps(consolidation, indent=2) + "\n")
     write_text(folder / CONFIG, original_json(config))
 

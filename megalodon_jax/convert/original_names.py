@@ -23,9 +23,10 @@ import numpy as np
 from megalodon_jax.convert.sizes import ROTARY
 
 PRIORS = ("prior_count", "prior_mean", "prior_logv")
-_RENAMED = {"rmsnorm.gamma": "rmsnorm.weight", "nffn.rescale": "nffn.alpha", "lm_head.": "output.output."}
+_PRIOR = re.compile(rf"(layers\.\d+\.mega\.timenorm|output\.final_norm)\.({'|'.join(PRIORS)})")
+_THERE = {"rmsnorm.gamma": "rmsnorm.weight", "nffn.rescale": "nffn.alpha", "lm_head.": "output.output."}
 _ALONG_1 = ("embed.weight", "output.output.weight", "wh2.weight", "fc2.weight", "mega.gamma", "mega.beta")
-_WHOLE = ("rmsnorm.weight", "nffn.norm.weight", "nffn.norm.bias", "nffn.alpha", "rope.freqs")
+_WHOLE = ("rmsnorm.weight", "nffn.norm.weight", "nffn.norm.bias", "nffn.alpha", "rope.freqs", "prior_count")
 
 
 def there(name: str) -> str:
@@ -34,9 +35,28 @@ def there(name: str) -> str:
         return "rope.freqs"
     name = re.sub(r"^norm\.", "output.final_norm.", name.removeprefix("model."))
     name = name.replace(".attn.", ".mega.").replace(".ffn.", ".nffn.")
-    for ours, theirs in _RENAMED.items():
+    for ours, theirs in _THERE.items():
         name = name.replace(ours, theirs)
     return re.sub(r"cema\.gamma_(real|imag)$", "cema.gamma", name)
+
+
+def here(name: str) -> list[str]:
+    """Our names of a tensor of the release: none if it is no name there, two for complex numbers."""
+    if name == "rope.freqs":
+        return [ROTARY]
+    ours = re.sub(r"^output\.final_norm\.", "norm.", name).replace(".mega.", ".attn.").replace(".nffn.", ".ffn.")
+    for mine, theirs in _THERE.items():
+        ours = ours.replace(theirs.replace("nffn", "ffn"), mine.replace("nffn", "ffn"))
+    ours = ours if ours.startswith("lm_head.") else f"model.{ours}"
+    found = (
+        [] if name.startswith("model.") else [f"{ours}_real", f"{ours}_imag"] if ours.endswith("cema.gamma") else [ours]
+    )
+    return found if all(there(one) == name for one in found) else []
+
+
+def is_prior(name: str) -> bool:
+    """Is this one of the statistics that a norm over time begins with?"""
+    return _PRIOR.fullmatch(name) is not None
 
 
 def cut_axis(name: str) -> int | None:
@@ -44,6 +64,11 @@ def cut_axis(name: str) -> int | None:
     if name.endswith(_WHOLE):
         return None
     return 1 if name.endswith(_ALONG_1) else 0
+
+
+def last_axis(name: str) -> int | None:
+    """What the last axis of a tensor of the release has to be, where ours has no such axis."""
+    return 2 if name.endswith("cema.gamma") else 1 if name.endswith("cema.omega") else None
 
 
 def part(here: str, value: np.ndarray) -> np.ndarray:

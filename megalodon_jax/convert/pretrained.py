@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from megalodon_jax.config import MegalodonConfig
-from megalodon_jax.convert.state_dict import InMemory, Tensors, exported, load_tensors
+from megalodon_jax.convert.loading import Tensors, load_model
+from megalodon_jax.convert.pickles import open_pickle
+from megalodon_jax.convert.state_dict import exported
 from megalodon_jax.convert.tensors import as_dtype
 from megalodon_jax.files import Pending, Signature, TensorFile, new_folder, unique, write, write_text
 from megalodon_jax.model import MegalodonForCausalLM
-from megalodon_jax.model.abstract import abstract_model
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _METADATA = {"format": "pt"}  # what transformers asks for
-_SAFE_TORCH = (2, 10)  # before: CVE-2025-32434 and CVE-2026-24747, code execution in spite of weights_only
 
 
 def save_safetensors(
@@ -82,9 +81,9 @@ def load_from_pretrained(
         KeyError: a parameter is missing.
         ValueError: as in `load_weights_from_torch`; a file that is damaged; an index that does not fit its files; a
             pickle that was not asked for, or that needs more than tensors.
-        RuntimeError: a pickle, and a torch whose restricted reader has known holes.
+        ImportError, RuntimeError: a pickle, and no torch, or one whose restricted reader has known holes.
     """
-    return load_tensors(*abstract_model(with_dtype(config, dtype)), open_checkpoint(path, allow_pickle_checkpoint))
+    return load_model(open_checkpoint(path, allow_pickle_checkpoint), with_dtype(config, dtype))
 
 
 def with_dtype(config: MegalodonConfig, dtype: Any) -> MegalodonConfig:
@@ -100,7 +99,9 @@ def open_checkpoint(path: str | os.PathLike, allow_pickle_checkpoint: bool = Fal
     if path.is_dir():
         found = [path / name for name in (WEIGHTS, INDEX) if (path / name).is_file()]
         if not found:
-            raise FileNotFoundError(f"Checkpoint not found: {path} holds neither {WEIGHTS} nor {INDEX}")
+            raise FileNotFoundError(
+                f"Checkpoint not found: {path} holds neither {WEIGHTS} nor {INDEX}; give a file of another name itself"
+            )
         path = found[0]
     if path.name.endswith(".safetensors"):
         return TensorFile(path)
@@ -111,7 +112,7 @@ def open_checkpoint(path: str | os.PathLike, allow_pickle_checkpoint: bool = Fal
             f"{path} is no safetensors file. If it is a pickle of torch.save, and you trust where it comes from, give "
             "allow_pickle_checkpoint=True (on the command line --allow-pickle)"
         )
-    return InMemory(_unpickled(path))
+    return open_pickle(path)
 
 
 class Shards:
@@ -144,34 +145,12 @@ def _weight_map(index: Path) -> dict[str, str]:
         weight_map = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=unique)["weight_map"]
         if not all(isinstance(name, str) for pair in weight_map.items() for name in pair):
             raise TypeError("weight_map must be names of tensors and files")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is no index of safetensors files: {error}") from error
     for name in set(weight_map.values()):
         if not re.fullmatch(r"[\w.\-]+\.safetensors", name):
             raise ValueError(f"{index} names {name!r}; expected the name of a .safetensors file beside it")
     return weight_map
-
-
-def _unpickled(path: Path) -> Mapping[str, Any]:
-    import torch
-
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version < _SAFE_TORCH:
-        safe = ".".join(map(str, _SAFE_TORCH))
-        raise RuntimeError(
-            f"torch {torch.__version__} runs code that a pickle brings along, in spite of weights_only "
-            f"(CVE-2025-32434, CVE-2026-24747); install torch {safe} or later, or use safetensors"
-        )
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises whatever the damage happens to hit
-        raise ValueError(f"{path} is no pickle of tensors that torch.load reads with weights_only: {error}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            found = found[wrapper]
-    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ValueError(f"{path} holds no state dict: expected tensors by name")
-    return found
 
 
 def write_pretrained(folder: Path, tensors: Mapping[str, Pending], most: int) -> None:

@@ -17,18 +17,22 @@ _AXES = {  # fields of the config that are the first axes of a tensor
 }
 ROTARY = "model.layers.0.attn.inner.rope.inv_freq"
 _PARTS = {"swiglu": ".fc3.", "norm_affine": "rmsnorm."}  # fields that say whether some parameters are there
+_HF_BIASES = ("ffn.fc1.bias", "ffn.fc2.bias", "attn.wh2.bias")  # which the release's model does not have
 _SENTENCES = {
     ("swiglu", True): "Checkpoint includes SwiGLU weights but config.swiglu=False",
     ("norm_affine", True): "Checkpoint includes affine norm weights but norm_affine=False",
 }
 
 
-def differences(given: Mapping[str, Signature], config: MegalodonConfig) -> str:
-    """Fields of the config that the weights contradict, each as a sentence after a space; "" if there are none.
+def require_fit(given: Mapping[str, Signature], config: MegalodonConfig) -> None:
+    """Compare the config with the shapes of the weights.
 
     The number of heads leaves no trace in the weights but a rotary table, where there is one.
+
+    Raises:
+        ValueError: fields of the config that the weights contradict, all of them, with both values.
     """
-    found: dict[str, int | bool] = {}
+    found: dict[str, int | bool | str] = {}
     for name, fields in _AXES.items():
         if name in given:
             found |= dict(zip(fields, given[name][0], strict=False))
@@ -36,16 +40,18 @@ def differences(given: Mapping[str, Signature], config: MegalodonConfig) -> str:
     found["num_layers"] = len(layers)
     if layers:
         found |= {field: any(part in name for name in given) for field, part in _PARTS.items()}
+        found["variant"] = "hf" if any(name.endswith(_HF_BIASES) for name in given) else "original"
     if pairs := math.prod(given[ROTARY][0]) if ROTARY in given else 0:
-        found["num_heads"] = found.get("z_dim", config.z_dim) // (2 * pairs)
+        found["num_heads"] = config.z_dim // (2 * pairs)
     if config.variant == "original" and layers:
         found["rescale_nffn"] = any(name.endswith((".rescale", "nffn.alpha")) for name in given)
     expected = {field: getattr(config, field) for field in found} | {"output_size": config.effective_output_size}
     wrong = {field: value for field, value in found.items() if value != expected[field]}
-    return "".join(f" {_sentence(field, expected[field], value)}." for field, value in wrong.items())
+    if wrong:
+        raise ValueError("; ".join(_sentence(field, expected[field], value) for field, value in wrong.items()))
 
 
-def _sentence(field: str, expected: int | bool, found: int | bool) -> str:
+def _sentence(field: str, expected: int | bool | str, found: int | bool | str) -> str:
     title = "Layer count mismatch: " if field == "num_layers" else ""
     general = f"{title}{field} is {expected} in the config and {found} in the weights"
     return _SENTENCES.get((field, bool(found)), general) if isinstance(found, bool) else general

@@ -1,4 +1,4 @@
-"""Arrays and dtypes of PyTorch as NumPy's, bit for bit, without importing torch before there is a tensor of it."""
+"""Arrays and dtypes of PyTorch as NumPy's, bit for bit; torch is not imported before there is a tensor of it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,28 @@ def as_dtype(dtype: Any) -> np.dtype:
         raise ValueError(f"dtype must be a floating dtype of jax or torch, got {dtype!r}") from error
     if found.name not in ("float32", "bfloat16", "float16", "float64"):
         raise ValueError(f"dtype must be float32, bfloat16, float16 or float64, got {found.name}")
+    return found
+
+
+def require_finite(name: str, value: np.ndarray) -> None:
+    """ValueError if there is a NaN or an infinity."""
+    if not np.isfinite(value).all():
+        bad = int(value.size - np.isfinite(value).sum())
+        raise ValueError(f"{name} has {bad} values that are NaN or infinite; the weights are of a run that diverged")
+
+
+def cast(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The value in another dtype, itself if it has it.
+
+    Raises:
+        ValueError: a number that is too large for that dtype.
+    """
+    with np.errstate(over="ignore"):
+        found = value.astype(dtype, copy=False)
+    if found is not value and not np.isfinite(found).all():
+        over = int((np.isfinite(value) & ~np.isfinite(found)).sum())
+        if over:
+            raise ValueError(f"{name} has {over} values that {dtype.name} cannot hold; choose another dtype")
     return found
 
 
