@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from megalodon_jax import MegalodonConfig, MegalodonForCausalLM
 from megalodon_jax.convert import load_from_pretrained, load_weights_from_torch, save_safetensors
-from megalodon_jax.convert.pretrained import INDEX
+from megalodon_jax.convert.shards import INDEX
 from megalodon_jax.files import TensorFile
 from megalodon_jax.parameters import named_parameters
 from tests import models

@@ -1,12 +1,10 @@
 """Weights to and from other programs. torch is needed for its tensors and pickles only.
 
-state_dict         megalodon-hf's names in memory
-pretrained         the same in files
-original*          checkpoints of the CUDA release: names, reading, writing
-config_files       config.json of either, and ours
-checkpoints        from any of the three formats to any
-sizes              what weights say about their config
-tensors            arrays and dtypes of torch
+state_dict, shards, pretrained     megalodon-hf: names in memory; files, one or several
+original*                          the CUDA release: names, reading, writing
+config_files, checkpoints          config.json and whole checkpoints, from any of three formats to any
+loading, sizes                     what is given compared with the config, then read
+tensors, pickles                   what torch is needed for
 """
 
 from megalodon_jax.convert.config_files import read_config

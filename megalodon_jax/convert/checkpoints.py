@@ -17,7 +17,8 @@ from megalodon_jax.convert.config_files import CONFIG, CONSOLIDATION, hf_json
 from megalodon_jax.convert.loading import Tensors, checked
 from megalodon_jax.convert.original import open_original
 from megalodon_jax.convert.original_export import original_tensors, write_original
-from megalodon_jax.convert.pretrained import WEIGHTS, open_checkpoint, write_pretrained
+from megalodon_jax.convert.pretrained import open_checkpoint
+from megalodon_jax.convert.shards import WEIGHTS, write_pretrained
 from megalodon_jax.convert.sizes import require_fit
 from megalodon_jax.convert.state_dict import with_head
 from megalodon_jax.files import Pending, new_folder, write, write_text
