@@ -168,6 +168,11 @@ def test_pickles(tmp_path, monkeypatch):
         torch.save({**state, norm: value}, path)
         with pytest.raises(ValueError, match=message):
             convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True)
+    endless = {}
+    endless["model"] = endless
+    torch.save(endless, path)
+    with pytest.raises(ValueError, match="model is a dict, expected a tensor"):
+        convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True)
     torch.save({1: state[norm]}, path)
     with pytest.raises(ValueError, match="expected tensors by name"):
         convert.load_from_pretrained(path, model.config, allow_pickle_checkpoint=True)

@@ -53,8 +53,9 @@ def open_pickle(path: str | os.PathLike) -> InMemory:
             f"{path} is no pickle of tensors that torch.load reads with weights_only"
             + (f": {reason[1].strip()}" if reason else "")
         ) from error
-    while isinstance(found, Mapping) and (inner := [key for key in _WRAPPERS if isinstance(found.get(key), Mapping)]):
-        found = found[inner[0]]
+    for _ in _WRAPPERS:  # not as long as there are any: a pickle can hold itself
+        inner = [found[key] for key in _WRAPPERS if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)]
+        found = inner[0] if inner else found
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
         raise ValueError(f"{path} holds no state dict: expected tensors by name")
     for key, value in found.items():
