@@ -1,11 +1,17 @@
 """Matrix products under the dtype policy: operands in compute_dtype, sums in accum_dtype, result in compute_dtype.
 
+    y = x W^T + b          dx = dy W        dW = dy^T x  (rounded to the dtype of the parameter alone)        db = sum dy
+
 A float32 product is a float32 product: the highest precision is asked for, so that Ampere and later GPUs do not use
-TF32 behind the caller's back. The backends "mxfp8" and "nvfp4" quantise both operands in blocks first
+TF32 behind the caller's back. A bfloat16 product has bfloat16 operands in the backward too, where JAX's own rule would
+widen the cotangent and multiply in float32. The backends "mxfp8" and "nvfp4" quantise both operands in blocks first
 (`megalodon_jax.low_precision`).
 """
 
+from functools import partial
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -21,7 +27,16 @@ def matmul_3d_weight(
     gemm_backend: str = "default",
 ) -> Float[Array, "*batch O"]:
     """x @ weight.T in compute_dtype, accumulated in accum_dtype."""
-    return _product(x, weight, compute_dtype, accum_dtype, gemm_backend).astype(compute_dtype)
+    x, compute, accum = x.astype(compute_dtype), jnp.dtype(compute_dtype), jnp.dtype(accum_dtype)
+    if gemm_backend in FORMATS:
+        y = jnp.asarray(product(x.reshape(-1, x.shape[-1]), weight.astype(compute), gemm_backend))
+        return y.reshape(*x.shape[:-1], -1).astype(compute)
+    if gemm_backend != "default":
+        raise ValueError(f"gemm_backend must be 'default', 'mxfp8' or 'nvfp4', got {gemm_backend!r}")
+    if compute == jnp.float32:
+        return _dot(x, weight.astype(compute).T, accum).astype(compute)
+    rows = jnp.asarray(_rounded_product(x.reshape(-1, x.shape[-1]), weight, accum))
+    return rows.reshape(*x.shape[:-1], -1)
 
 
 def linear_3d(
@@ -31,20 +46,43 @@ def linear_3d(
     accum_dtype,
     gemm_backend: str = "default",
 ) -> Float[Array, "*batch O"]:
-    """x @ weight.T + bias in compute_dtype; the bias is added before the sum is rounded."""
-    y = _product(x, linear.weight, compute_dtype, accum_dtype, gemm_backend)
-    if linear.bias is not None:
-        y = y + linear.bias.astype(compute_dtype).astype(y.dtype)
-    return y.astype(compute_dtype)
+    """x @ weight.T + bias in compute_dtype; the bias is added in float32 to the rounded product."""
+    y = matmul_3d_weight(x, linear.weight, compute_dtype, accum_dtype, gemm_backend)
+    return y if linear.bias is None else add_bias(y, linear.bias)
 
 
-def _product(x, weight, compute_dtype, accum_dtype, gemm_backend):
-    x, weight = x.astype(compute_dtype), weight.astype(compute_dtype)
-    if gemm_backend in FORMATS:
-        y = jnp.asarray(product(x.reshape(-1, x.shape[-1]), weight, gemm_backend))
-        return y.reshape(*x.shape[:-1], -1).astype(accum_dtype)
-    if gemm_backend != "default":
-        raise ValueError(f"gemm_backend must be 'default', 'mxfp8' or 'nvfp4', got {gemm_backend!r}")
-    return jnp.einsum(
-        "...d,od->...o", x, weight, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.dtype(accum_dtype)
-    )
+def add_bias(y: Float[Array, "*batch O"], bias: Float[Array, " O"]) -> Float[Array, "*batch O"]:
+    """y + bias, added in float32, in the dtype of y."""
+    return (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(y.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rounded_product(x: Float[Array, "M D"], weight: Float[Array, "O D"], accum_dtype) -> Float[Array, "M O"]:
+    """x @ weight.T in the dtype of x, which the weight is rounded to."""
+    return _forward(x, weight, accum_dtype)[0]
+
+
+def _forward(x, weight, accum_dtype):
+    rounded = weight.astype(x.dtype)
+    x = _unmerged(x, weight)
+    return _dot(x, rounded.T, x.dtype), (x, rounded, jnp.zeros((0,), weight.dtype))
+
+
+def _backward(accum_dtype, saved, dy):
+    x, rounded, like = saved
+    dy = _unmerged(dy, rounded)
+    dx = _dot(dy, rounded, x.dtype)
+    return dx, _dot(dy.T, x, jnp.promote_types(accum_dtype, jnp.float32)).astype(like.dtype)
+
+
+_rounded_product.defvjp(_forward, _backward)
+
+
+def _unmerged(x, other):
+    """x, as an operand that XLA does not take for the same as in another product: it would merge products that share
+    one, and then copy the parts of the result that a kernel is to read."""
+    return lax.optimization_barrier((x, other))[0]
+
+
+def _dot(a, b, dtype):
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST, preferred_element_type=dtype)

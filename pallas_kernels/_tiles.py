@@ -111,6 +111,7 @@ KERNELS: dict[str, type[Tiles] | type[AttentionTiles]] = {
     "timestep_norm_forward": Tiles,
     "timestep_norm_backward": Tiles,
     "chunked_attention_forward": AttentionTiles,
+    "chunked_attention_gate": AttentionTiles,
     "chunked_attention_dq": AttentionTiles,
     "chunked_attention_dk": AttentionTiles,
     "chunked_attention_dv": AttentionTiles,

@@ -7,6 +7,8 @@ Query i may attend key j iff both lie in the same chunk, j <= i and key j is val
 grid-aligned blocks of C keys that end with its own. Score matrices are therefore [C, C] or [C, 2C] per block, never
 larger. A query without an allowed key gives 0, in the backward too.
 
+With a gate, values are silu(v + v_bias) and the result is o silu(gate + gate_bias) (`reference.gating`).
+
 Cached keys are the n tokens of the first chunk that came before token 0, whose chunk is [0, C - n) then; they are seen
 by the first block of queries alone.
 """
@@ -20,6 +22,7 @@ from jax import lax
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 
 from reference.dropout import AttentionDropout, DropoutMode
+from reference.gating import activated, gated
 from reference.segments import cached_span, run_chunks, take_rows, valid_tokens
 
 Precision = Literal["tf32"] | None
@@ -37,6 +40,9 @@ def chunked_attention(
     cached_k: Float[Array, "B S H K"] | None = None,
     cached_v: Float[Array, "B S H V"] | None = None,
     cached_length: Int[Array, " B"] | None = None,
+    gate: Float[Array, "B L H V"] | None = None,
+    v_bias: Float[Array, "H V"] | None = None,
+    gate_bias: Float[Array, "H V"] | None = None,
     precision: Precision = None,
     softmax_dtype: DTypeLike = jnp.float32,
     dropout_rate: float = 0.0,
@@ -44,7 +50,17 @@ def chunked_attention(
     dropout_mode: DropoutMode = "post_softmax",
 ) -> Float[Array, "B L H V"]:
     """Reference chunked_attention; arguments, shapes and meaning as in `pallas_kernels.chunked_attention`."""
+    o = _attention(
+        q, k, v if gate is None else activated(v, v_bias), chunk_size, mask, segment_ids,
+        cached_k, cached_v, cached_length, precision, softmax_dtype, dropout_rate, dropout_key, dropout_mode,
+    )  # fmt: skip
+    return o if gate is None else gated(o, gate, gate_bias)
 
+
+def _attention(
+    q, k, v, chunk_size, mask, segment_ids, cached_k, cached_v, cached_length, precision, softmax_dtype, dropout_rate,
+    dropout_key, dropout_mode,
+):  # fmt: skip
     def attend(*blocks, key=dropout_key):
         drop = None if key is None or not dropout_rate else AttentionDropout(dropout_rate, key, dropout_mode)
         return masked_attention(*blocks, precision=precision, softmax_dtype=softmax_dtype, drop=drop)

@@ -3,6 +3,8 @@ of RoFormer, arXiv 2104.09864).
 
     n = z / sqrt(mean(z^2) + eps)        q, k = rotate(n scale[i] + shift[i], positions),   i = 0, 1
 
+with z + bias for z where there is one.
+
 Float32 throughout, rounded once at the end. In float32 position times frequency would be wrong by 0.03 at a million, so
 the position is cut into digits, position = sum_d digit_d 256^d, and
 
@@ -63,6 +65,7 @@ def normalized_rotary(
     z: Float[Array, "B L H K"],
     scale: Float32[Array, "2 H K"],
     shift: Float32[Array, "2 H K"],
+    bias: Float32[Array, "H K"] | None = None,
     *,
     positions: Int[Array, "*B L"],
     eps: float = 1e-5,
@@ -70,7 +73,7 @@ def normalized_rotary(
     interleaved: bool = False,
 ) -> tuple[Float[Array, "B L H K"], Float[Array, "B L H K"]]:
     """Reference normalized_rotary; arguments, shapes and meaning as in `pallas_kernels.normalized_rotary`."""
-    wide = z.astype(jnp.float32)
+    wide = z.astype(jnp.float32) if bias is None else z.astype(jnp.float32) + bias
     n = wide * lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + eps)
     q, k = (rotate(n * scale[i] + shift[i], positions, base, interleaved=interleaved).astype(z.dtype) for i in (0, 1))
     return q, k

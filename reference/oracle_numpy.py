@@ -14,6 +14,7 @@ complex_ema     h[t] = A[t] h[t-1] + p x[t],  y[t] = Re(sum_n gamma h[t]) + omeg
 timestep_norm   Welford: n += 1; d = u - mean; mean += d / n; M2 += d (u - mean) + s;  var = M2 / n
   adjoint       every step reversed by the chain rule
 attention       o[i] = sum_j softmax_j(q[i].k[j]) v[j] over the allowed j; cached keys stand before the first token
+gated           g = o silu(gate + gate_bias), the values being silu(v + v_bias); silu(x) = x / (1 + e^-x)
 """
 
 import numpy as np
@@ -262,3 +263,29 @@ def chunked_attention_vjp(
         if n:
             gradients["cached_k"][b, :n], gradients["cached_v"][b, :n] = d_keys[:n], d_values[:n]
     return gradients
+
+
+def gated_attention(q, k, v, gate, *, v_bias=0.0, gate_bias=0.0, **kwargs):
+    """g [B, L, H, V] in float64; other arguments as in `chunked_attention`, whose cached values are activated ones."""
+    o = chunked_attention(q, k, _silu(np.asarray(v, np.float64) + v_bias), **kwargs)
+    return o * _silu(np.asarray(gate, np.float64) + gate_bias)
+
+
+def gated_attention_vjp(q, k, v, gate, *, v_bias=0.0, gate_bias=0.0, do, **kwargs):
+    """Gradients of sum(g do): those of `chunked_attention_vjp`, and over gate, v_bias and gate_bias."""
+    raw, opening = np.asarray(v, np.float64) + v_bias, np.asarray(gate, np.float64) + gate_bias
+    o = chunked_attention(q, k, _silu(raw), **kwargs)
+    gradients = chunked_attention_vjp(q, k, _silu(raw), do=do * _silu(opening), **kwargs)
+    gradients["v"] = gradients["v"] * _silu_slope(raw)
+    gradients["gate"] = do * o * _silu_slope(opening)
+    gradients["v_bias"], gradients["gate_bias"] = (gradients[name].sum((0, 1)) for name in ("v", "gate"))
+    return gradients
+
+
+def _silu(x):
+    return x / (1.0 + np.exp(-x))
+
+
+def _silu_slope(x):
+    share = 1.0 / (1.0 + np.exp(-x))
+    return share * (1.0 + x * (1.0 - share))

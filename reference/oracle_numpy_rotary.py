@@ -4,7 +4,7 @@ n = z / sqrt(mean(z^2) + eps);  u = n scale + shift;  the pair (a, b) = (u[i], u
 of (a + i b) exp(i position base^(-2 m / K)) for m = 0 .. K/2 - 1.
 
 adjoint    (da + i db) = (dq_a + i dq_b) exp(-i angle);  du n -> dscale;  du -> dshift;  dn = du scale of both;
-           dz = (dn - z (z . dn) / (K mean(z^2) + K eps)) / sqrt(mean(z^2) + eps)
+           dz = (dn - z (z . dn) / (K mean(z^2) + K eps)) / sqrt(mean(z^2) + eps);  dz -> dbias, z being z + bias
 """
 
 import numpy as np
@@ -34,9 +34,9 @@ def _cells(z, positions):
                 yield (b, t, h), float(positions[b, t])
 
 
-def normalized_rotary(z, scale, shift, *, positions, eps=1e-5, base=10000.0, interleaved=False):
+def normalized_rotary(z, scale, shift, bias=0.0, *, positions, eps=1e-5, base=10000.0, interleaved=False):
     """q, k [B, L, H, K] in float64."""
-    z, scale, shift = (np.asarray(a, np.float64) for a in (z, scale, shift))
+    z, scale, shift = (np.asarray(a, np.float64) for a in (z + bias, scale, shift))
     q, k = np.empty(z.shape), np.empty(z.shape)
     for cell, position in _cells(z, positions):
         n = z[cell] / np.sqrt(np.mean(z[cell] ** 2) + eps)
@@ -45,9 +45,9 @@ def normalized_rotary(z, scale, shift, *, positions, eps=1e-5, base=10000.0, int
     return q, k
 
 
-def normalized_rotary_vjp(z, scale, shift, *, positions, eps=1e-5, base=10000.0, interleaved=False, dq, dk):
-    """Gradients of sum(q dq) + sum(k dk): dict over z, scale, shift."""
-    z, scale, shift, dq, dk = (np.asarray(a, np.float64) for a in (z, scale, shift, dq, dk))
+def normalized_rotary_vjp(z, scale, shift, bias=0.0, *, positions, eps=1e-5, base=10000.0, interleaved=False, dq, dk):
+    """Gradients of sum(q dq) + sum(k dk): dict over z, scale, shift, bias."""
+    z, scale, shift, dq, dk = (np.asarray(a, np.float64) for a in (z + bias, scale, shift, dq, dk))
     dz, dscale, dshift = np.empty(z.shape), np.zeros(scale.shape), np.zeros(shift.shape)
     for cell, position in _cells(z, positions):
         head, size = cell[2], z.shape[3]
@@ -59,4 +59,4 @@ def normalized_rotary_vjp(z, scale, shift, *, positions, eps=1e-5, base=10000.0,
             dshift[i, head] += du
             dn += du * scale[i, head]
         dz[cell] = (dn - z[cell] * np.dot(z[cell], dn) / (size * square)) / np.sqrt(square)
-    return {"z": dz, "scale": dscale, "shift": dshift}
+    return {"z": dz, "scale": dscale, "shift": dshift, "bias": dz.sum((0, 1))}

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from bench import ops
 from bench.ops import Spec
 from pallas_kernels.chunked_attention.specs import Spec as AttentionSpec
 from pallas_kernels.complex_ema.specs import Spec as EmaSpec
@@ -66,15 +67,21 @@ def _attention(spec, arrays) -> dict[str, np.ndarray]:
 
     from reference import oracle_torch
 
-    names = [name for name in ("q", "k", "v", "cached_k", "cached_v") if name in arrays]
-    moving = {name: torch.tensor(arrays[name].astype(np.float64), requires_grad=True) for name in names}
+    given = {name: arrays[name] for name in ops.attention.MOVING if name in arrays}
+    leaves = {name: torch.tensor(array.astype(np.float64), requires_grad=True) for name, array in given.items()}
     fixed = {name: torch.tensor(arrays[name]) for name in ("mask", "segment_ids") if name in arrays}
+    moving = {name: leaf for name, leaf in leaves.items() if "gate" not in name and "bias" not in name}
+    silu = torch.nn.functional.silu
+    if spec.gated:
+        moving["v"] = silu(moving["v"] + leaves["v_bias"])
     if spec.cached:
         o = torch.cat([_continued(spec, row, arrays["cached_length"], moving, fixed) for row in range(spec.batch)])
     else:
         o = oracle_torch.chunked_attention(**moving, chunk_size=spec.chunk, **fixed)
+    if spec.gated:
+        o = o * silu(leaves["gate"] + leaves["gate_bias"])
     (o * torch.tensor(arrays["do"].astype(np.float64))).sum().backward()
-    return {"o": o.detach().numpy()} | {f"d{name}": tensor.grad.numpy() for name, tensor in moving.items()}
+    return {"o": o.detach().numpy()} | {f"d{name}": tensor.grad.numpy() for name, tensor in leaves.items()}
 
 
 def _continued(spec, row: int, cached_length, moving, fixed):
@@ -103,9 +110,9 @@ def _rotary(spec, arrays) -> dict[str, np.ndarray]:
 
     from reference.oracle_torch_ops import rotary_table, rotate
 
-    names = ("z", "scale", "shift")
+    names = [name for name in ("z", "scale", "shift", "bias") if name in arrays]
     moving = {name: torch.tensor(arrays[name].astype(np.float64), requires_grad=True) for name in names}
-    z, positions = moving["z"], torch.tensor(np.atleast_2d(arrays["positions"]))
+    z, positions = moving["z"] + moving.get("bias", 0.0), torch.tensor(np.atleast_2d(arrays["positions"]))
     n = z / torch.sqrt(z.square().mean(-1, keepdim=True) + 1e-5)
     table = rotary_table(positions, spec.depth, 10000.0, torch.float64)
     order = np.arange(spec.depth)  # the oracle pairs the halves

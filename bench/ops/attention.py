@@ -20,14 +20,14 @@ from bench.programs import MODES
 from pallas_kernels import chunked_attention
 from pallas_kernels._architecture import Architecture
 from pallas_kernels.chunked_attention import tiles as heuristic
-from pallas_kernels.chunked_attention.launch import DK, DQ, DV, FORWARD
+from pallas_kernels.chunked_attention.launch import DK, DQ, DV, FORWARD, GATE
 from pallas_kernels.chunked_attention.specs import Spec
 from reference import oracle_numpy
 
 NAME = "chunked_attention"
-KERNELS = (FORWARD, DQ, DK, DV)
+KERNELS = (FORWARD, GATE, DQ, DK, DV)
 VALUE_TILES = "value tiles as heads"
-_MOVING = ("q", "k", "v", "cached_k", "cached_v")
+MOVING = ("q", "k", "v", "cached_k", "cached_v", "gate", "v_bias", "gate_bias")
 _FIXED = ("mask", "segment_ids", "cached_length")
 
 Arrays = dict[str, jax.ShapeDtypeStruct]
@@ -36,7 +36,7 @@ Arrays = dict[str, jax.ShapeDtypeStruct]
 def describe(spec: Spec) -> str:
     """Its sizes and options."""
     sizes = f"B = {spec.batch}, L = {spec.length}, H = {spec.heads}, Dk = {spec.depth}, Dv = {spec.width}"
-    options = [option for option in ("mask", "segments") if getattr(spec, option)]
+    options = [option for option in ("mask", "segments", "gated") if getattr(spec, option)]
     if spec.cached:
         options.append(f"up to {spec.cached} cached keys")
     return ", ".join([sizes, f"chunks of {spec.chunk}", np.dtype(spec.dtype).name, *options])
@@ -65,7 +65,7 @@ def values(spec: Spec, implementation: str) -> Callable[[dict], dict[str, jax.Ar
     """Function of the arrays of `inputs`: o and the gradients by name."""
 
     def run(arrays: dict) -> dict[str, jax.Array]:
-        moving = {name: arrays[name] for name in _MOVING if name in arrays}
+        moving = {name: arrays[name] for name in MOVING if name in arrays}
         o, pullback = jax.vjp(lambda moving: _attend(spec, implementation, arrays | moving), moving)
         return {"o": o} | {f"d{name}": gradient for name, gradient in pullback(arrays["do"])[0].items()}
 
@@ -74,12 +74,14 @@ def values(spec: Spec, implementation: str) -> Callable[[dict], dict[str, jax.Ar
 
 def truth(spec: Spec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same from the float64 oracle."""
-    given = {name: arrays[name].astype(np.float64) for name in _MOVING if name in arrays}
+    given = {name: arrays[name].astype(np.float64) for name in MOVING if name in arrays}
     given |= {name: arrays[name] for name in _FIXED if name in arrays}
-    o = oracle_numpy.chunked_attention(**given, chunk_size=spec.chunk)
-    do = arrays["do"].astype(np.float64)
-    gradients = oracle_numpy.chunked_attention_vjp(**given, chunk_size=spec.chunk, do=do)
-    return {"o": o} | {f"d{name}": gradients[name] for name in _MOVING if name in arrays}
+    forward, backward = oracle_numpy.chunked_attention, oracle_numpy.chunked_attention_vjp
+    if spec.gated:
+        forward, backward = oracle_numpy.gated_attention, oracle_numpy.gated_attention_vjp
+    o, do = forward(**given, chunk_size=spec.chunk), arrays["do"].astype(np.float64)
+    gradients = backward(**given, chunk_size=spec.chunk, do=do)
+    return {"o": o} | {f"d{name}": gradients[name] for name in MOVING if name in arrays}
 
 
 def program(spec: Spec, mode: str, implementation: str) -> tuple[Callable, Arrays]:
@@ -94,19 +96,20 @@ def program(spec: Spec, mode: str, implementation: str) -> tuple[Callable, Array
 def _attend(spec: Spec, implementation: str, arrays: dict):
     if implementation == VALUE_TILES:
         return attention_by_value_tiles(*(arrays[name] for name in ("q", "k", "v")), chunk_size=spec.chunk)
-    given = {name: array for name, array in arrays.items() if name in (*_MOVING, *_FIXED)}
+    given = {name: array for name, array in arrays.items() if name in (*MOVING, *_FIXED)}
     return chunked_attention(**given, chunk_size=spec.chunk, implementation=implementation)
 
 
 def baselines(spec: Spec) -> tuple[str, ...]:
-    """jax.nn.dot_product_attention, where chunks are whole and nothing is masked or cached."""
-    return () if spec.mask or spec.segments or spec.cached or spec.length % spec.chunk else (VALUE_TILES,)
+    """jax.nn.dot_product_attention, where chunks are whole and nothing is masked, gated or cached."""
+    other = spec.mask or spec.segments or spec.cached or spec.gated or spec.length % spec.chunk
+    return () if other else (VALUE_TILES,)
 
 
 def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
     """Programs walk differently far: only their tiles."""
     gpu, arrays = Architecture.of(kernel.target.name), spec.arrays()
-    given = {name: array for name, array in arrays.items() if name in (*_MOVING, *_FIXED)}
+    given = {name: array for name, array in arrays.items() if name in (*MOVING, *_FIXED)}
     plan = heuristic.launches(gpu, **given, chunk_size=spec.chunk)
     tiles = asdict(next(launch.tiles for launch in plan if launch.kernel == kernel.name))
     shown = {"block_q": "queries", "block_k": "keys", "block_v": "values", "num_stages": "stages"}

@@ -23,7 +23,7 @@ from reference import oracle_numpy_rotary
 
 NAME = "normalized_rotary"
 KERNELS = (FORWARD, BACKWARD)
-_MOVING = ("z", "scale", "shift")
+_MOVING = ("z", "scale", "shift", "bias")
 
 Arrays = dict[str, jax.ShapeDtypeStruct]
 
@@ -31,7 +31,8 @@ Arrays = dict[str, jax.ShapeDtypeStruct]
 def describe(spec: Spec) -> str:
     """Its sizes and options."""
     sizes = f"B = {spec.batch}, L = {spec.length}, H = {spec.heads}, K = {spec.depth}"
-    options = ["interleaved" if spec.interleaved else "half-split", *["positions of each row"] * spec.rows]
+    options = ["interleaved" if spec.interleaved else "half-split"]
+    options += ["positions of each row"] * spec.rows + ["bias"] * spec.bias
     return ", ".join([sizes, np.dtype(spec.dtype).name, *options])
 
 
@@ -48,7 +49,7 @@ def values(spec: Spec, implementation: str) -> Callable[[dict], dict[str, jax.Ar
     """Function of the arrays of `inputs`: q, k and the gradients by name."""
 
     def run(arrays: dict) -> dict[str, jax.Array]:
-        moving = {name: arrays[name] for name in _MOVING}
+        moving = {name: arrays[name] for name in _MOVING if name in arrays}
         (q, k), pullback = jax.vjp(lambda moving: _rotary(spec, implementation, arrays | moving), moving)
         gradients = pullback((arrays["dq"], arrays["dk"]))[0]
         return {"q": q, "k": k} | {f"d{name}": gradient for name, gradient in gradients.items()}
@@ -58,12 +59,12 @@ def values(spec: Spec, implementation: str) -> Callable[[dict], dict[str, jax.Ar
 
 def truth(spec: Spec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same from the float64 oracle."""
-    given = {name: arrays[name].astype(np.float64) for name in _MOVING}
+    given = {name: arrays[name].astype(np.float64) for name in _MOVING if name in arrays}
     fixed = {"positions": arrays["positions"], "interleaved": spec.interleaved}
     q, k = oracle_numpy_rotary.normalized_rotary(**given, **fixed)
     dq, dk = (arrays[name].astype(np.float64) for name in ("dq", "dk"))
     gradients = oracle_numpy_rotary.normalized_rotary_vjp(**given, **fixed, dq=dq, dk=dk)
-    return {"q": q, "k": k} | {f"d{name}": gradients[name] for name in _MOVING}
+    return {"q": q, "k": k} | {f"d{name}": gradients[name] for name in given}
 
 
 def program(spec: Spec, mode: str, implementation: str) -> tuple[Callable, Arrays]:
@@ -77,7 +78,7 @@ def program(spec: Spec, mode: str, implementation: str) -> tuple[Callable, Array
 
 def _rotary(spec: Spec, implementation: str, arrays: dict):
     return normalized_rotary(
-        *(arrays[name] for name in _MOVING),
+        **{name: arrays[name] for name in _MOVING if name in arrays},
         positions=arrays["positions"],
         interleaved=spec.interleaved,
         implementation=implementation,
@@ -111,9 +112,9 @@ def alike(call: TritonCall) -> list[tuple[list[int], int]]:
 
 
 def cached(spec: Spec) -> set[tuple[int, ...]]:
-    """Shapes of scale and shift, of positions and of the angles of their digits."""
+    """Shapes of scale and shift, of bias, of positions and of the angles of their digits."""
     arrays = spec.arrays()
-    return {arrays["scale"].shape, arrays["positions"].shape, (1, spec.length), (4, spec.depth // 2)}
+    return {arrays["scale"].shape, arrays["scale"].shape[1:], arrays["positions"].shape, (1, spec.length), (4, spec.depth // 2)}
 
 
 def least_multiply_adds(spec: Spec, mode: str) -> int:

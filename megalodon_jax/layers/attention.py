@@ -17,15 +17,16 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from megalodon_jax.config import Variant
 from megalodon_jax.layers.chunked_attention import ChunkedAttention, attention_multi_chunk, attention_single_chunk
-from megalodon_jax.layers.complex_ema import ComplexEMA
+from megalodon_jax.layers.complex_ema import Coefficients, ComplexEMA
 from megalodon_jax.layers.dropout import dropout, require_dropout_key, split
 from megalodon_jax.layers.feedforward import NormalizedFFN
 from megalodon_jax.layers.norms import RMSNorm
 from megalodon_jax.layers.timestep_norm import TimestepNorm, time_norm
-from megalodon_jax.ops import linear_3d
+from megalodon_jax.ops import linear_3d, matmul_3d_weight
 from megalodon_jax.types import EMAState, LayerCache
 from megalodon_jax.utils import reinit_linear_weights
 from reference.dropout import DropoutMode
+from reference.gating import Gate
 
 __all__ = [
     "ChunkedAttention",
@@ -124,8 +125,9 @@ class MegalodonAttention(eqx.Module):
         *,
         segment_ids: Int[Array, "B L"] | None = None,
         position_ids: Int[Array, "B L"] | None = None,
+        coefficients: Coefficients | None = None,
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
-        """y = x + attention half, and the new cache if asked for.
+        """y = x + attention half, and the new cache if asked for; `coefficients` of the EMA if formed already.
 
         With cache or `return_cache` a mask says which tokens there are: those of a row, then padding behind them, which
         leaves the row's state as it is. Without, masked inputs enter the EMA as zero and the state decays.
@@ -142,17 +144,17 @@ class MegalodonAttention(eqx.Module):
         x = x.astype(self.compute_dtype)
         normed, norm_state = self.timenorm(x, cache.norm, mask, segment_ids=segment_ids)
         h_init = None if cache.ema is None else cache.ema.h
-        smooth, h = self.cema(normed, h_init, return_cache, mask, segment_ids=ema_segments)
+        smooth, h = self.cema(normed, h_init, return_cache, mask, segment_ids=ema_segments, coefficients=coefficients)
         mean = dropout(self.rmsnorm(smooth), self.hidden_dropout, deterministic, mean_key)
 
-        z = self._heads(self._linear(self.wz, mean))
-        v = self._heads(jax.nn.silu(self._linear(self.wv, normed)))
-        gate = jax.nn.silu(self._linear(self.wr, mean))
+        z = self._heads(self._product(self.wz, mean))
+        v = self._heads(self._product(self.wv, normed))
+        gate = Gate(self._heads(self._product(self.wr, mean)), self._bias(self.wv), self._bias(self.wr))
         out, attention_cache, position = self.inner.from_projection(
-            z, v, *self._scale_and_shift(), self.norm_eps, cache.attn, mask, return_cache, deterministic, attention_key,
+            z, v, gate, *self._scale_and_shift(), self._bias(self.wz), self.norm_eps, cache.attn, mask, return_cache, deterministic, attention_key,
             segment_ids=segment_ids, position_ids=position_ids,
         )  # fmt: skip
-        gated = dropout(out.reshape(gate.shape) * gate, self.hidden_dropout, deterministic, gate_key)
+        gated = dropout(out.reshape(*out.shape[:2], -1), self.hidden_dropout, deterministic, gate_key)
         y = self._linear(self.wh1, mean) + self._linear(self.wh2, gated)
         y = dropout(y, self.dropout, deterministic, out_key) + x
         if not return_cache:
@@ -169,6 +171,13 @@ class MegalodonAttention(eqx.Module):
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], self.num_heads, -1)
+
+    def _bias(self, layer: eqx.nn.Linear) -> Float32[Array, "H F"]:
+        assert layer.bias is not None
+        return layer.bias.astype(jnp.float32).reshape(self.num_heads, -1)
+
+    def _product(self, layer: eqx.nn.Linear, x: jax.Array) -> jax.Array:
+        return matmul_3d_weight(x, layer.weight, self.compute_dtype, self.accum_dtype, self.gemm_backend)
 
     def _linear(self, layer: eqx.nn.Linear, x: jax.Array) -> jax.Array:
         return linear_3d(layer, x, self.compute_dtype, self.accum_dtype, self.gemm_backend)

@@ -18,6 +18,7 @@ from megalodon_jax.types import AttentionCache
 from pallas_kernels import chunked_attention, normalized_rotary
 from reference.chunked_attention import masked_attention
 from reference.dropout import AttentionDropout, DropoutMode
+from reference.gating import Gate, activated, gated
 from reference.segments import chunk_positions
 
 
@@ -154,14 +155,16 @@ class ChunkedAttention(eqx.Module):
         """
         positions = self._positions(q.shape[1], cache, return_cache, segment_ids, position_ids)
         q, k = self.rotary.rotate(q, k, positions)
-        return self._attend(q, k, v, cache, mask, return_cache, deterministic, key, segment_ids)
+        return self._attend(q, k, v, None, cache, mask, return_cache, deterministic, key, segment_ids)
 
     def from_projection(
         self,
         z: Float[Array, "B L H K"],
         v: Float[Array, "B L H V"],
+        gate: Gate,
         scale: Float32[Array, "2 H K"],
         shift: Float32[Array, "2 H K"],
+        bias: Float32[Array, "H K"],
         norm_eps: float,
         cache: AttentionCache | None = None,
         mask: Bool[Array, "B L"] | None = None,
@@ -172,13 +175,13 @@ class ChunkedAttention(eqx.Module):
         segment_ids: Int[Array, "B L"] | None = None,
         position_ids: Int[Array, "B L"] | None = None,
     ) -> tuple[Float[Array, "B L H V"], AttentionCache | None, Int32[Array, " B"]]:
-        """The same with the queries and keys that `normalized_rotary` makes of z; errors as there and above."""
+        """The same, gated, with the queries and keys that `normalized_rotary` makes of z; errors as there and above."""
         positions = self._positions(z.shape[1], cache, return_cache, segment_ids, position_ids)
         q, k = normalized_rotary(
-            z, scale, shift,
+            z, scale, shift, bias,
             positions=positions, eps=norm_eps, base=self.rotary.base, interleaved=self.rotary.interleaved,
         )  # fmt: skip
-        return self._attend(q, k, v, cache, mask, return_cache, deterministic, key, segment_ids)
+        return self._attend(q, k, v, gate, cache, mask, return_cache, deterministic, key, segment_ids)
 
     def _positions(self, length: int, cache: AttentionCache | None, return_cache: bool, segment_ids, position_ids):
         """Positions that the rotary angles are taken at, [L] or [B, L]."""
@@ -190,20 +193,21 @@ class ChunkedAttention(eqx.Module):
         positions = index if cache is None else cache.count[:, None] + index
         return positions if self.sliding and (cache is not None or return_cache) else positions % self.chunk_size
 
-    def _attend(self, q, k, v, cache, mask, return_cache, deterministic, key, segment_ids):
+    def _attend(self, q, k, v, gate, cache, mask, return_cache, deterministic, key, segment_ids):
         require_dropout_key((self.attention_dropout,), deterministic, key)
         batch, length = q.shape[:2]
         lengths = jnp.full(batch, length, jnp.int32) if mask is None else jnp.sum(mask, axis=1, dtype=jnp.int32)
         attend = partial(
             chunked_attention, q, k, v, chunk_size=self.chunk_size, mask=mask, softmax_dtype=self.accum_dtype,
             dropout_rate=0.0 if deterministic else self.attention_dropout, dropout_key=key,
-            dropout_mode=self.dropout_mode,
+            dropout_mode=self.dropout_mode, **({} if gate is None else gate._asdict()),
         )  # fmt: skip
         if cache is None and not return_cache:
             return attend(segment_ids=segment_ids), None, lengths
 
         if segment_ids is not None:
             raise ValueError("segment_ids do not go together with a cache: a stream is one document.")
+        v = v if gate is None else activated(v, gate.v_bias)
         starts = cache is None
         cache = empty_cache(k, v, self.max_cache_len) if cache is None else check_cache(cache, k, v)
         alike = starts and mask is None
@@ -216,12 +220,13 @@ class ChunkedAttention(eqx.Module):
             "accum_dtype": self.accum_dtype,
             "drop": _attention_dropout(self.attention_dropout, deterministic, key, self.dropout_mode),
         }
-        if length == 1:
-            out = attend_newest(q, new_cache, **other)
-        elif not self.sliding and cache.k.shape[1] == self.chunk_size:  # slot 0 holds the first token of a chunk
+        on_grid = not self.sliding and cache.k.shape[1] == self.chunk_size  # slot 0 holds the first token of a chunk
+        if length > 1 and on_grid:
             out = attend(cached_k=cache.k, cached_v=cache.v, cached_length=cache.count % self.chunk_size)
         else:
-            out = attend_cached(q, k, v, cache, lengths=lengths, **other)
+            one = length == 1
+            out = attend_newest(q, new_cache, **other) if one else attend_cached(q, k, v, cache, lengths=lengths, **other)
+            out = out if gate is None else gated(out, gate.gate, gate.gate_bias)
         return out, new_cache if return_cache else None, new_cache.count
 
 

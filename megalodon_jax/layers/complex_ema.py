@@ -5,6 +5,8 @@ p = a          q = (1 - a d) e^(i phi)          gamma = (gamma_real + i gamma_im
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,6 +20,14 @@ from pallas_kernels import complex_ema
 FFT_KERNEL_CHUNK = 4096
 
 _FREQUENCY_CLIP = 1e-6
+
+
+class Coefficients(NamedTuple):
+    """p, q and gamma of the recurrence; those of several layers have one more axis in front."""
+
+    p: Float32[Array, "*layers D N"]
+    q: Complex64[Array, "*layers D N"]
+    gamma: Complex64[Array, "*layers D N"]
 
 
 class ComplexEMA(eqx.Module):
@@ -48,8 +58,8 @@ class ComplexEMA(eqx.Module):
         self.gamma_imag = jnp.zeros((embed_dim, ndim))
         self.omega = 0.25 * jax.random.truncated_normal(omega_key, -4.0, 4.0, (embed_dim,))
 
-    def _coeffs(self) -> tuple[Float32[Array, "D N"], Complex64[Array, "D N"], Complex64[Array, "D N"]]:
-        """p, q, gamma of the recurrence, in float32 / complex64 whatever the dtype of the parameters."""
+    def _coeffs(self) -> Coefficients:
+        """In float32 / complex64 whatever the dtype of the parameters."""
         alpha, delta, theta, gamma_real, gamma_imag = (
             a.astype(jnp.float32)
             for a in (self.alpha[..., 0], self.delta[..., 0], self.theta[..., 0], self.gamma_real, self.gamma_imag)
@@ -59,7 +69,7 @@ class ComplexEMA(eqx.Module):
         phi = wavelet * jax.nn.sigmoid(theta) * (2.0 * math.pi / self.ndim)
         radius = 1.0 - a * d
         q = lax.complex(radius * jnp.cos(phi), radius * jnp.sin(phi))
-        return a, q, lax.complex(gamma_real * self.scale, gamma_imag * self.scale)
+        return Coefficients(a, q, lax.complex(gamma_real * self.scale, gamma_imag * self.scale))
 
     def __call__(
         self,
@@ -69,10 +79,27 @@ class ComplexEMA(eqx.Module):
         mask: Bool[Array, "B L"] | None = None,
         *,
         segment_ids: Int[Array, "B L"] | None = None,
+        coefficients: Coefficients | None = None,
     ) -> tuple[Float[Array, "B L D"], Complex64[Array, "B D N"] | None]:
-        """y in x.dtype, and the final state if asked for (else None). Time-major, masked inputs enter as zero."""
-        p, q, gamma = self._coeffs()
+        """y in x.dtype, and the final state if asked for (else None). Time-major, masked inputs enter as zero.
+
+        `coefficients` are those of this layer, where they have been formed already.
+        """
+        p, q, gamma = self._coeffs() if coefficients is None else coefficients
         omega = self.omega.astype(jnp.float32)
         if not return_state:
             return complex_ema(x, p, q, gamma, omega, h0=h_init, mask=mask, segment_ids=segment_ids), None
         return complex_ema(x, p, q, gamma, omega, h0=h_init, mask=mask, segment_ids=segment_ids, return_state=True)
+
+
+def stacked_coefficients(layers: Sequence[ComplexEMA]) -> Coefficients:
+    """Those of layers of one shape, formed together: a few kernels in all instead of a few for each layer."""
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    return jax.vmap(lambda layer: layer._coeffs())(together)
+
+
+def each_layer(stacked: Coefficients) -> list[Coefficients]:
+    """The coefficients of every layer; their gradients are put together in one piece."""
+    count = stacked.p.shape[0]
+    parts = ((a[0] for a in lax.split(part, (1,) * count)) for part in stacked)
+    return [Coefficients(*layer) for layer in zip(*parts, strict=True)]

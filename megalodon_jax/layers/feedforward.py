@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, Float32
 from megalodon_jax.config import Variant
 from megalodon_jax.layers.dropout import dropout, require_dropout_key, split
 from megalodon_jax.layers.norms import BatchedLayerNorm
-from megalodon_jax.ops import linear_3d
+from megalodon_jax.ops import linear_3d, matmul_3d_weight
 from megalodon_jax.utils import reinit_linear_weights
+from reference.gating import activated, gated
 
 
 class NormalizedFFN(eqx.Module):
@@ -97,9 +98,11 @@ class NormalizedFFN(eqx.Module):
         x = x.astype(self.compute_dtype)
         residual = x if residual_base is None else residual_base.astype(self.compute_dtype)
         normed = self.norm(x)
-        hidden = jax.nn.silu(self._linear(self.fc1, normed))
-        if self.fc3 is not None:
-            hidden = hidden * self._linear(self.fc3, normed)
+        opening = matmul_3d_weight(normed, self.fc1.weight, self.compute_dtype, self.accum_dtype, self.gemm_backend)
+        if self.fc3 is None:
+            hidden = jax.checkpoint(activated)(opening, self.fc1.bias)
+        else:
+            hidden = jax.checkpoint(gated)(self._linear(self.fc3, normed), opening, self.fc1.bias)
         hidden = dropout(hidden, self.hidden_dropout, deterministic, hidden_key)
         out = dropout(self._linear(self.fc2, hidden), self.dropout, deterministic, out_key)
         own = self.alpha if self.rescale is None else self.rescale

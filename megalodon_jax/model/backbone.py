@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from megalodon_jax.config import MegalodonConfig
+from megalodon_jax.layers.complex_ema import each_layer, stacked_coefficients
 from megalodon_jax.layers.dropout import dropout, require_dropout_key, split
 from megalodon_jax.layers.timestep_norm import TimestepNorm, time_norm
 from megalodon_jax.model.block import MegalodonBlock
@@ -113,13 +114,14 @@ class MegalodonModel(eqx.Module):
         scanned = self.config.scan_layers and cache is None and not return_cache and len(self.layers) > 1
         if scanned:
             x = self._scan_layers(x, attention_mask, deterministic, key, segment_ids, position_ids)
-        for layer, layer_cache, layer_key in (
-            () if scanned else zip(self.layers, caches, split(key, len(self.layers)), strict=True)
+        emas = () if scanned or not self.layers else each_layer(self._coefficients())
+        for layer, layer_cache, layer_key, coefficients in (
+            () if scanned else zip(self.layers, caches, split(key, len(self.layers)), emas, strict=True)
         ):
             run = _rematerialised if rematerialise else MegalodonBlock.__call__
             x, new = run(
                 layer, x, layer_cache, attention_mask, streams, deterministic, layer_key,
-                segment_ids=segment_ids, position_ids=position_ids,
+                segment_ids=segment_ids, position_ids=position_ids, coefficients=coefficients,
             )  # fmt: skip
             new_caches.append(new if keep else None)
         final = None if cache is None or cache.final_norm is None else full_is_nan(cache.final_norm, x.shape[1])
@@ -130,6 +132,9 @@ class MegalodonModel(eqx.Module):
         new_cache = ModelCache(tuple(new_caches), final)
         return x, jax.tree.map(lax.stop_gradient, new_cache) if detach_cache else new_cache
 
+    def _coefficients(self):
+        return stacked_coefficients([layer.attn.cema for layer in self.layers])
+
     def _scan_layers(self, x, mask, deterministic: bool, key, segment_ids, position_ids):
         """All layers as one scanned block: parameters stacked here, the parameter tree outside as it is."""
         leaves = [jax.tree.leaves(layer) for layer in self.layers]
@@ -138,18 +143,18 @@ class MegalodonModel(eqx.Module):
         keys = None if key is None else jax.random.split(key, len(self.layers))
 
         def body(x, inputs):
-            parameters, layer_key, scale = inputs
+            parameters, layer_key, scale, coefficients = inputs
             layer = jax.tree.unflatten(structure, parameters)
             y, _ = layer(
                 x, None, mask, False, deterministic, layer_key,
-                segment_ids=segment_ids, position_ids=position_ids, scale=scale,
+                segment_ids=segment_ids, position_ids=position_ids, scale=scale, coefficients=coefficients,
             )  # fmt: skip
             return y, None
 
         if self.config.use_checkpoint and not deterministic:
             body = jax.checkpoint(body)
         stacked = [jnp.stack(group) for group in zip(*leaves, strict=True)]
-        return lax.scan(body, x, (stacked, keys, scales))[0]
+        return lax.scan(body, x, (stacked, keys, scales, self._coefficients()))[0]
 
     def _embed(self, input_ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         x = self.embed.weight[input_ids]

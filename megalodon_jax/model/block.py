@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.layers.attention import MegalodonAttention
+from megalodon_jax.layers.complex_ema import Coefficients
 from megalodon_jax.layers.dropout import split
 from megalodon_jax.layers.feedforward import NormalizedFFN
 from megalodon_jax.types import LayerCache
@@ -57,8 +58,10 @@ class MegalodonBlock(eqx.Module):
         segment_ids: Int[Array, "B L"] | None = None,
         position_ids: Int[Array, "B L"] | None = None,
         scale: Float[Array, ""] | None = None,
+        coefficients: Coefficients | None = None,
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
-        """Block output and, if asked for, the new cache; `scale` replaces the feed-forward half's own.
+        """Block output and, if asked for, the new cache; `scale` replaces the feed-forward half's own, `coefficients`
+        are those of the EMA if formed already.
 
         With cache or `return_cache` the tokens that `mask` lets through have to stand in front of the others; the
         model moves them there.
@@ -66,6 +69,6 @@ class MegalodonBlock(eqx.Module):
         attention_key, ffn_key = split(key, 2)
         middle, new_cache = self.attn(
             x, cache, mask, return_cache, deterministic, attention_key,
-            segment_ids=segment_ids, position_ids=position_ids,
+            segment_ids=segment_ids, position_ids=position_ids, coefficients=coefficients,
         )  # fmt: skip
         return self.ffn(middle, x, deterministic, ffn_key, scale=scale), new_cache

@@ -1,12 +1,14 @@
 r"""Public entry of chunked_attention: contract, validation, implementations.
 
 o[i] = sum_j softmax_j(q[i] . k[j]) v[j]    over the keys j <= i of i's own chunk, cached ones included
+
+With a gate  o[i] silu(gate[i] + gate_bias),  where v[j] is silu(v[j] + v_bias)
 """
 
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, DTypeLike, Float, Float32, Int, PRNGKeyArray
 
 import reference
 from pallas_kernels import _checks as checks
@@ -28,6 +30,9 @@ def chunked_attention(
     cached_k: Float[Array, "B S H K"] | None = None,
     cached_v: Float[Array, "B S H V"] | None = None,
     cached_length: Int[Array, " B"] | None = None,
+    gate: Float[Array, "B L H V"] | None = None,
+    v_bias: Float32[Array, "H V"] | None = None,
+    gate_bias: Float32[Array, "H V"] | None = None,
     precision: Literal["tf32"] | None = None,
     softmax_dtype: DTypeLike = jnp.float32,
     dropout_rate: float = 0.0,
@@ -50,6 +55,9 @@ def chunked_attention(
             cut off there): the first cached_length tokens of the first chunk, which ends chunk_size - cached_length
             tokens into this call. The first run continues it, later runs do not. Gradients with a cache are those of
             the reference.
+        gate, v_bias, gate_bias: gated attention, with no pass over memory for SiLU, gate and biases: with `gate`, values are
+            silu(v + v_bias) and the result is times silu(gate + gate_bias), formed in float32. `cached_v` holds values,
+            not what they are made of.
         precision: None: float32 products are float32. "tf32": let float32 inputs use TF32 tensor cores.
         softmax_dtype: of scores, softmax and sums; other than float32 on implementation "xla" alone.
         dropout_rate, dropout_key: probability with which a softmax weight is dropped, and what draws it (needed unless
@@ -62,8 +70,8 @@ def chunked_attention(
         o in q.dtype.
 
     Raises:
-        ValueError: wrong shape, chunk_size not positive, part of a cache, cached_length out of range, unknown
-            precision, dropout_mode or implementation, dropout_rate outside [0, 1] or without a key.
+        ValueError: wrong shape, chunk_size not positive, part of a cache, a bias without a gate, cached_length out of
+            range, unknown precision, dropout_mode or implementation, dropout_rate outside [0, 1] or without a key.
         TypeError: wrong dtype, or q, k, v of different dtypes; float16 is refused.
         KernelUnavailable: a named implementation cannot run.
     """
@@ -71,6 +79,7 @@ def chunked_attention(
         q, k, v,
         chunk_size=chunk_size, mask=mask, segment_ids=segment_ids,
         cached_k=cached_k, cached_v=cached_v, cached_length=cached_length,
+        gate=gate, v_bias=v_bias, gate_bias=gate_bias,
         precision=precision, softmax_dtype=softmax_dtype, dropout_rate=dropout_rate, dropout_key=dropout_key,
         dropout_mode=dropout_mode, implementation=implementation,
     )  # fmt: skip
@@ -78,6 +87,7 @@ def chunked_attention(
 
 def _check(
     q, k, v, *, chunk_size, mask=None, segment_ids=None, cached_k=None, cached_v=None, cached_length=None,
+    gate=None, v_bias=None, gate_bias=None,
     precision=None, softmax_dtype=jnp.float32, dropout_rate=0.0, dropout_key=None, dropout_mode="post_softmax",
 ):  # fmt: skip
     op, sizes = "chunked_attention", {}
@@ -94,6 +104,13 @@ def _check(
     if dropout_rate and dropout_key is None:
         raise ValueError(f"{op}: dropout_rate {dropout_rate} needs dropout_key, a jax.random.key.")
     checks.check_tokens(op, mask, segment_ids, sizes)
+    if gate is not None:
+        checks.check_array(op, "gate", gate, ("B", "L", "H", "V"), (q.dtype,), sizes)
+    for name, bias in (("v_bias", v_bias), ("gate_bias", gate_bias)):
+        if bias is not None and gate is None:
+            raise ValueError(f"{op}: {name} is for gated attention; give gate too, or add it beforehand.")
+        if bias is not None:
+            checks.check_array(op, name, bias, ("H", "V"), checks.FLOAT32, sizes)
     cache = {"cached_k": cached_k, "cached_v": cached_v, "cached_length": cached_length}
     missing = [name for name, array in cache.items() if array is None]
     if len(missing) == len(cache):

@@ -15,6 +15,10 @@ Backward (FlashAttention, arXiv 2205.14135, appendix B.2), with delta[i] = do[i]
 
     dp[i, j] = do[i] . v[j]          ds = p (dp - delta)
     dq[i] = sum_j ds[i, j] k[j]      dk[j] = sum_i ds[i, j] q[i]      dv[j] = sum_i p[i, j] do[i]
+
+Gated, v stands for silu(v' + b) and the result is g = o silu(r + c), with silu(x) = x sigmoid(x):
+
+    do = dg silu(r + c)              dr = dg o silu'(r + c)           dv' = dv silu'(v' + b)
 """
 
 from typing import NamedTuple
@@ -56,6 +60,17 @@ def finish(known: Softmax) -> tuple[Float32[Array, "Q V"], Rows]:
     """(o, lse)."""
     total = jnp.where(known.total == 0.0, 1.0, known.total)
     return known.weighted / total[:, None], known.top + jnp.log2(total) / LOG2_E
+
+
+def silu(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """x sigmoid(x)."""
+    return x / (1.0 + jnp.exp2(-LOG2_E * x))
+
+
+def silu_slope(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """Its derivative."""
+    share = 1.0 / (1.0 + jnp.exp2(-LOG2_E * x))
+    return share * (1.0 + x * (1.0 - share))
 
 
 def weights(scores: Scores, lse: Float32[Array, "..."]) -> Scores:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from pallas_kernels._backends.triton import load, pl
 
@@ -36,6 +36,9 @@ class Arrays(NamedTuple):
     v: Float[Array, "B L H V"]
     cached_k: Float[Array, "B S H K"] | None = None
     cached_v: Float[Array, "B S H V"] | None = None
+    gate: Float[Array, "B L H V"] | None = None
+    v_bias: Float32[Array, "H V"] | None = None
+    gate_bias: Float32[Array, "H V"] | None = None
 
 
 class Tokens(NamedTuple):
@@ -104,6 +107,16 @@ class Cursor:
     def columns(self, size: int):
         """Features of this program's slice of values."""
         return self.slice * size + jnp.arange(size, dtype=jnp.int32)
+
+    def bias(self, ref, columns):
+        """[S] of a [H, V] array, 0 for None."""
+        if ref is None:
+            return jnp.zeros(columns.shape, jnp.float32)
+        return load(ref, (self.head, columns), self.inside(columns))
+
+    def inside(self, columns):
+        """Which of a slice of values there are; None for all of them."""
+        return None if self.problem.width % columns.shape[0] == 0 else columns < self.problem.width
 
     def index(self, tokens, columns, width: int, counts):
         """Index of [T, S] in a [B, L, H, F] array of F = width features, and its mask; `counts` [T] or None."""

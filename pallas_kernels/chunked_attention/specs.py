@@ -16,6 +16,7 @@ class Spec:
     Attributes:
         depth: head dim of q and k.
         width: head dim of v.
+        gated: with gate and biases.
         cached: room for so many keys from before; how many there are differs from row to row.
         scale: standard deviation of the queries: with a large one softmax picks single keys.
         tiles: launch shape of all kernels in place of the heuristic's, so that a short sequence has several blocks.
@@ -32,6 +33,7 @@ class Spec:
     mask: bool = False
     segments: bool = False
     cached: int | None = None
+    gated: bool = False
     scale: float = 0.5
     tiles: AttentionTiles | None = None
 
@@ -39,7 +41,7 @@ class Spec:
         return self.name
 
     def arrays(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Abstract arguments by name: q, k, v, do, and of mask, segment_ids and the cache those it has."""
+        """Abstract arguments by name: q, k, v, do, and of mask, segment_ids, gate and cache those it has."""
         S, (B, L, H) = jax.ShapeDtypeStruct, (self.batch, self.length, self.heads)
         narrow, wide = S((B, L, H, self.depth), self.dtype), S((B, L, H, self.width), self.dtype)
         found = {"q": narrow, "k": narrow, "v": wide, "do": wide}
@@ -47,6 +49,9 @@ class Spec:
             found["mask"] = S((B, L), jnp.bool_)
         if self.segments:
             found["segment_ids"] = S((B, L), jnp.int32)
+        if self.gated:
+            found["gate"] = wide
+            found["v_bias"] = found["gate_bias"] = S((H, self.width), jnp.float32)
         if self.cached:
             found["cached_k"] = S((B, self.cached, H, self.depth), self.dtype)
             found["cached_v"] = S((B, self.cached, H, self.width), self.dtype)
@@ -80,6 +85,12 @@ PARITY = (
     Spec("continued, heuristic tiles", 3, 5, 1, 64, 160, 128, cached=128),
     Spec("bfloat16", 2, 77, 2, 32, 48, 40, dtype=_BF16, tiles=_TALL),
     Spec("bfloat16, packed", 2, 90, 1, 24, 40, 16, dtype=_BF16, mask=True, segments=True, tiles=_SQUARE),
+    Spec("gated", 2, 61, 2, 20, 40, 24, gated=True, tiles=_SQUARE),
+    Spec("gated, masked", 3, 61, 2, 20, 40, 24, mask=True, gated=True, tiles=_TALL),
+    Spec("gated, packed", 2, 90, 1, 20, 40, 16, segments=True, gated=True, tiles=_SQUARE),
+    Spec("gated, continued", 5, 61, 2, 20, 40, 24, cached=24, gated=True, tiles=_TALL),
+    Spec("gated, long chunks", 1, 77, 1, 16, 40, 1024, gated=True, tiles=_TALL),
+    Spec("gated, bfloat16", 2, 77, 2, 32, 48, 40, dtype=_BF16, gated=True, tiles=_TALL),
     Spec("large scores", 2, 64, 1, 32, 32, 64, scale=8.0, tiles=_SQUARE),
     Spec("heuristic tiles", 1, 150, 1, 64, 160, 128),
     Spec("heuristic bfloat16 tiles", 1, 150, 1, 64, 160, 128, dtype=_BF16),
@@ -90,6 +101,8 @@ HEADLINE = Spec("headline", 8, 4096, 1, 256, 2048, 2048, dtype=_BF16)
 # What models use; compiled, never run here.
 PRESETS = (
     HEADLINE,
+    Spec("headline, gated", 8, 4096, 1, 256, 2048, 2048, dtype=_BF16, gated=True),
+    Spec("chunks of 256, gated", 8, 2048, 1, 256, 2048, 256, dtype=_BF16, gated=True),
     Spec("headline, float32", 8, 4096, 1, 256, 2048, 2048),
     Spec("headline, masked", 8, 4096, 1, 256, 2048, 2048, dtype=_BF16, mask=True),
     Spec("headline, packed", 8, 4096, 1, 256, 2048, 2048, dtype=_BF16, segments=True),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from pallas_kernels._architecture import Architecture
 from pallas_kernels._tiles import AttentionTiles, Launch, next_power_of_two, too_many
 from pallas_kernels._tuning import choose
-from pallas_kernels.chunked_attention.launch import DK, DQ, DV, FORWARD
+from pallas_kernels.chunked_attention.launch import DK, DQ, DV, FORWARD, GATE
 from pallas_kernels.chunked_attention.problem import SMALLEST
 
 DEEPEST, WIDEST = 256, 2048
@@ -72,6 +72,7 @@ _FLOAT32 = {
     DK: _T(32, 64, 32, 32, 8, 1),
     DV: _T(32, 64, 128, 32, 8, 1),
 }
+_GATE = _T(32, 16, 128, 16, 4, 1)  # of what it reads alone
 
 
 def refuse(q, k, v, *, softmax_dtype=jnp.float32, dropout_rate=0.0, **kwargs) -> str | None:
@@ -87,8 +88,8 @@ def refuse(q, k, v, *, softmax_dtype=jnp.float32, dropout_rate=0.0, **kwargs) ->
 
 
 def launches(
-    gpu: Architecture, q, k, v, *, chunk_size: int, mask=None, segment_ids=None, cached_k=None, precision=None,
-    **kwargs,
+    gpu: Architecture, q, k, v, *, chunk_size: int, mask=None, segment_ids=None, cached_k=None, gate=None,
+    precision=None, **kwargs,
 ):  # fmt: skip
     """Every kernel with its tiles; with a cache there is the forward alone."""
     batch, length, heads, depth = q.shape
@@ -96,13 +97,16 @@ def launches(
     shape = {
         "batch": batch, "length": length, "heads": heads, "depth": depth, "width": v.shape[3], "chunk": chunk_size,
         "dtype": q.dtype.name, "masked": int(mask is not None), "packed": int(segment_ids is not None),
-        "cached": slots, "precision": precision or "float32",
+        "cached": slots, "gated": int(gate is not None), "precision": precision or "float32",
     }  # fmt: skip
     uneven = length % LONGEST or chunk_size % LONGEST or any(next_power_of_two(n) != n for n in (depth, v.shape[3]))
     bfloat16 = _BFLOAT16 if mask is None and segment_ids is None and not uneven else _BFLOAT16 | _MASKED
-    found = []
-    for name, float32 in list(_FLOAT32.items())[: 1 if slots else None]:
-        large = bfloat16[name][gpu.name] if q.dtype.itemsize == 2 else float32
+    found, names = [], (FORWARD, *(() if gate is None else (GATE,)), DQ, DK, DV)
+    for name in names[: 1 if slots else None]:
+        if name == GATE:
+            large = _GATE
+        else:
+            large = bfloat16[name][gpu.name] if q.dtype.itemsize == 2 else _FLOAT32[name]
         tiles = _fitting(large, length, max(length, slots), depth, v.shape[3])
         found.append(Launch(name, *choose(name, gpu.name, shape, tiles, _take_all)))
     return tuple(found)

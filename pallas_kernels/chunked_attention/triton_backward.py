@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pallas_kernels._backends.triton import load, store
 from pallas_kernels._tiles import AttentionTiles
-from pallas_kernels.chunked_attention.math import weights
+from pallas_kernels.chunked_attention.math import silu_slope, weights
 from pallas_kernels.chunked_attention.problem import Cursor, Dot, Operand, Problem, Tokens, contract
 from pallas_kernels.chunked_attention.sums import Sum
 from pallas_kernels.chunked_attention.walks import over_keys, over_queries
@@ -63,7 +63,7 @@ def dk(refs: SimpleNamespace, *, problem: Problem, tiles: AttentionTiles, dot: D
 
 
 def dv(refs: SimpleNamespace, *, problem: Problem, tiles: AttentionTiles, dot: Dot) -> None:
-    """Of a block of keys and a slice of their values."""
+    """Of a block of keys and a slice of their values; gated, of what those are made of, and its sum over the keys."""
     at = Cursor(problem, tiles.block_k)
     exists, columns = at.exists(at.tokens), at.columns(tiles.block_v)
     k = Operand(refs.k, at, at.tokens, tiles.block_d, _counted(at, exists, refs.valid)).keep()
@@ -77,7 +77,12 @@ def dv(refs: SimpleNamespace, *, problem: Problem, tiles: AttentionTiles, dot: D
     start = jnp.zeros((tiles.block_k, tiles.block_v), jnp.float32)
     total = over_queries(at, Tokens(refs.valid, refs.first, refs.end), tiles, step, start)
     index, mask = at.index(at.tokens, columns, problem.width, exists)
+    if refs.raw is not None:
+        counted = at.index(at.tokens, columns, problem.width, _counted(at, exists, refs.valid))
+        total = total * silu_slope(load(refs.raw, *counted).astype(jnp.float32) + at.bias(refs.v_bias, columns))
     store(refs.dv, index, total, mask)
+    if refs.dv_bias is not None:
+        store(refs.dv_bias, (at.row, at.number, at.head, columns), jnp.sum(total, axis=0), at.inside(columns))
 
 
 def _where(seen, scores):

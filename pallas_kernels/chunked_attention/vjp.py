@@ -2,7 +2,7 @@
 
 Saved by the forward, under these `checkpoint_name`s for remat policies:
 
-    chunked_attention_o      the result
+    chunked_attention_o      the result, or with a gate what is in front of it
     chunked_attention_lse    [B, H, L] float32, the log-sum-exp of each query's scores
 """
 
@@ -42,13 +42,14 @@ class Residuals(NamedTuple):
 
 def chunked_attention(
     plan, q, k, v, *, chunk_size, mask=None, segment_ids=None, cached_k=None, cached_v=None, cached_length=None,
-    precision=None, **refused,
+    gate=None, v_bias=None, gate_bias=None, precision=None, **refused,
 ):  # fmt: skip
     """chunked_attention by Triton kernels; arguments as in the public op, `refused` those that `tiles.refuse` does."""
     batch, length, heads, depth = q.shape
     problem = Problem(batch, length, heads, depth, v.shape[3], chunk_size, precision)
     with explain_forward_mode("chunked_attention"):
-        arrays, integers = Arrays(q, k, v, cached_k, cached_v), Integers(mask, segment_ids, cached_length)
+        arrays = Arrays(q, k, v, cached_k, cached_v, gate, v_bias, gate_bias)
+        integers = Integers(mask, segment_ids, cached_length)
         return _compiled(Call(plan, problem), arrays, integers)
 
 
@@ -59,12 +60,16 @@ def _attention(call: Call[Problem], arrays: Arrays, integers: Integers) -> Array
 def _forward(call: Call[Problem], arrays: Arrays, integers: Integers):
     save = integers.cached_length is None
     kernel, other = partial(_kernel_forward, save=save), partial(_reference_forward, save=save)
-    o, lse = first_order_only("chunked_attention", partial(call.by_platform, kernel, other))(arrays, integers)
+    o, before, lse = first_order_only("chunked_attention", partial(call.by_platform, kernel, other))(arrays, integers)
     if not save:
         fall_back("chunked_attention", "gradients of attention that continues a cache are left to XLA")
         return o, Residuals(arrays, integers, None, None)
-    o, lse = checkpoint_name(o, "chunked_attention_o"), checkpoint_name(lse, "chunked_attention_lse")
-    return o, Residuals(arrays, integers, o, lse)
+    lse = checkpoint_name(lse, "chunked_attention_lse")
+    if before is None:
+        before = o = checkpoint_name(o, "chunked_attention_o")
+    else:
+        before = checkpoint_name(before, "chunked_attention_o")
+    return o, Residuals(arrays, integers, before, lse)
 
 
 def _backward(call: Call[Problem], residuals: Residuals, do):
@@ -112,8 +117,9 @@ def _reference(call: Call[Problem], arrays: Arrays, integers: Integers) -> Array
 
 def _reference_forward(call: Call[Problem], arrays: Arrays, integers: Integers, *, save: bool = False):
     problem = call.problem  # the reference's backward starts afresh: what it is not to read is not a number
-    unused = jnp.full((problem.batch, problem.heads, problem.length), jnp.nan, jnp.float32) if save else None
-    return _reference(call, arrays, integers), unused
+    o = _reference(call, arrays, integers)
+    before = jnp.full_like(o, jnp.nan) if save and arrays.gate is not None else None
+    return o, before, jnp.full((problem.batch, problem.heads, problem.length), jnp.nan, jnp.float32) if save else None
 
 
 def _reference_backward(call: Call[Problem], residuals: Residuals, do) -> Arrays:

@@ -1,6 +1,6 @@
 r"""Public entry of normalized_rotary: contract, validation, implementations.
 
-q, k = rotate(z / sqrt(mean(z^2) + eps) scale[i] + shift[i], positions),    i = 0, 1
+q, k = rotate(z / sqrt(mean(z^2) + eps) scale[i] + shift[i], positions),    i = 0, 1,    with z + bias for z
 """
 
 from jaxtyping import Array, Float, Float32, Int
@@ -17,6 +17,7 @@ def normalized_rotary(
     z: Float[Array, "B L H K"],
     scale: Float32[Array, "2 H K"],
     shift: Float32[Array, "2 H K"],
+    bias: Float32[Array, "H K"] | None = None,
     *,
     positions: Int[Array, "*B L"],
     eps: float = 1e-5,
@@ -31,6 +32,7 @@ def normalized_rotary(
         z: shared projection, float32 or bfloat16; K is even.
         scale: factors of queries (0) and keys (1); 1 / sqrt(K) in them scales the scores.
         shift: what is added after that.
+        bias: of the projection, if z is without it.
         positions: of the tokens, one row for all [L] or one each [B, L].
         eps: added to the mean square.
         base: angle j turns by position base^(-2 j / K).
@@ -46,18 +48,20 @@ def normalized_rotary(
         KernelUnavailable: a named implementation cannot run.
     """
     return OP(
-        z, scale, shift,
+        z, scale, shift, bias,
         positions=positions, eps=eps, base=base, interleaved=interleaved, implementation=implementation,
     )  # fmt: skip
 
 
-def _check(z, scale, shift, *, positions, eps=1e-5, base=10000.0, interleaved=False):
+def _check(z, scale, shift, bias=None, *, positions, eps=1e-5, base=10000.0, interleaved=False):
     op, sizes = "normalized_rotary", {"2": 2}
     checks.check_array(op, "z", z, ("B", "L", "H", "K"), checks.ACTIVATIONS, sizes)
     if z.shape[3] % 2:
         raise ValueError(f"{op}: head dim {z.shape[3]} is odd; features are turned in pairs.")
     for name, parameter in (("scale", scale), ("shift", shift)):
         checks.check_array(op, name, parameter, ("2", "H", "K"), checks.FLOAT32, sizes)
+    if bias is not None:
+        checks.check_array(op, "bias", bias, ("H", "K"), checks.FLOAT32, sizes)
     rows = ("L",) if getattr(positions, "ndim", None) == 1 else ("B", "L")
     checks.check_array(op, "positions", positions, rows, checks.INTEGER, sizes)
     checks.check_number(op, "eps", eps)

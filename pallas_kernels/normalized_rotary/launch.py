@@ -22,13 +22,18 @@ def forward(plan: Plan, problem: Problem, arrays: Arrays, positions):
 
 
 def backward(plan: Plan, problem: Problem, arrays: Arrays, positions, dq, dk) -> Arrays:
-    """dz, dscale, dshift."""
+    """dz, dscale, dshift and, where there is a bias, dbias."""
     chunks, _ = problem.chunks(plan[BACKWARD])
-    sums = jax.ShapeDtypeStruct((problem.batch, chunks, 2, problem.heads, problem.depth), jnp.float32)
+    sums, own = (
+        jax.ShapeDtypeStruct((problem.batch, chunks, *which, problem.heads, problem.depth), jnp.float32)
+        for which in ((2,), ())
+    )
     outputs = {"dz": jax.ShapeDtypeStruct(arrays.z.shape, arrays.z.dtype), "dscale": sums, "dshift": sums}
+    outputs["dbias"] = None if arrays.bias is None else own
     cotangents = {"dq": dq, "dk": dk}
     done = _launch(triton.backward, BACKWARD, plan, problem, arrays, positions, cotangents, outputs)
-    return Arrays(done.dz, *(jnp.sum(part, axis=(0, 1)) for part in (done.dscale, done.dshift)))
+    parts = (done.dscale, done.dshift, done.dbias)
+    return Arrays(done.dz, *(None if part is None else jnp.sum(part, axis=(0, 1)) for part in parts))
 
 
 def _launch(kernel, name: str, plan: Plan, problem: Problem, arrays: Arrays, positions, cotangents, outputs):

@@ -10,7 +10,7 @@ Backward, with r = 1 / sqrt(mean(z^2) + eps):
 
     (du_a, du_b) = (dq_a cos + dq_b sin, dq_b cos - dq_a sin)
     dscale = sum_t du n        dshift = sum_t du        dn = du scale, summed over queries and keys
-    dz = r (dn - n mean(n dn))
+    dz = r (dn - n mean(n dn))                                       with z + bias for z,  dbias = sum_t dz
 """
 
 from typing import NamedTuple
@@ -47,6 +47,11 @@ def turn_of(positions, of_digits) -> Turn:
 def inverse_rms(z: Pair, features: int, eps: float) -> Float32[Array, " T"]:
     """r; features that do not exist are 0."""
     return lax.rsqrt(jnp.sum(z.a * z.a + z.b * z.b, axis=1) / features + eps)
+
+
+def plus(z: Pair, bias: Pair) -> Pair:
+    """z + bias."""
+    return Pair(z.a + bias.a[None], z.b + bias.b[None])
 
 
 def scaled(z: Pair, r) -> Pair:

@@ -41,6 +41,7 @@ class Arrays(NamedTuple):
     z: Float[Array, "B L H K"]
     scale: Float32[Array, "2 H K"]
     shift: Float32[Array, "2 H K"]
+    bias: Float32[Array, "H K"] | None = None
 
 
 class Cursor:
@@ -87,8 +88,18 @@ class Cursor:
         )
         return queries, keys
 
+    def bias(self, ref) -> Pair:
+        """This head's part of an array [H, K]."""
+        a, b = (load(ref, (self.head, part), self.inside) for part in self.features)
+        return Pair(a, b)
+
     def store_sums(self, ref, sums: tuple[Pair, Pair]) -> None:
         """This program's part of an array [B, C, 2, H, K]."""
         for which, pair in enumerate(sums):
             for part, features in zip(pair, self.features, strict=True):
                 store(ref, (self.row, self.chunk, which, self.head, features), part, self.inside)
+
+    def store_sum(self, ref, sum: Pair) -> None:
+        """This program's part of an array [B, C, H, K]."""
+        for part, features in zip(sum, self.features, strict=True):
+            store(ref, (self.row, self.chunk, self.head, features), part, self.inside)

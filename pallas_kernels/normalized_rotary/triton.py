@@ -13,13 +13,14 @@ from pallas_kernels.normalized_rotary.problem import Cursor, Problem
 
 
 def forward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
-    """Inputs: z; scale, shift [2, H, K]; positions [1 or B, L]; of_digits [4, K/2]. Outputs: q, k."""
+    """Inputs: z; scale, shift [2, H, K]; bias [H, K] (or None); positions [1 or B, L]; of_digits [4, K/2]. Outputs: q, k."""
     at = Cursor(problem, tiles)
     scales, shifts = at.parameters(refs.scale), at.parameters(refs.shift)
+    bias = None if refs.bias is None else at.bias(refs.bias)
 
     def step(tile, carry):
         t, exists = at.tokens(tile)
-        turn, z = _turn(refs, at, t, exists), at.load(refs.z, t, exists)
+        turn, z = _turn(refs, at, t, exists), _projection(refs, at, t, exists, bias)
         n = math.scaled(z, math.inverse_rms(z, problem.depth, problem.eps))
         for ref, scale, shift in zip((refs.q, refs.k), scales, shifts, strict=True):
             at.store(ref, t, exists, math.turned(math.affine(n, scale, shift), turn))
@@ -29,26 +30,40 @@ def forward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
 
 
 def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
-    """Inputs: those of the forward, dq, dk. Outputs: dz; dscale, dshift [B, C, 2, H, K], sums over the chunk."""
+    """Inputs: those of the forward, dq, dk.
+
+    Outputs: dz; dscale, dshift [B, C, 2, H, K] and dbias [B, C, H, K] (or None), sums over the chunk.
+    """
     at = Cursor(problem, tiles)
     scales = at.parameters(refs.scale)
+    bias = None if refs.bias is None else at.bias(refs.bias)
 
     def step(tile, sums):
         t, exists = at.tokens(tile)
-        turn, z = _turn(refs, at, t, exists), at.load(refs.z, t, exists)
+        turn, z = _turn(refs, at, t, exists), _projection(refs, at, t, exists, bias)
         r = math.inverse_rms(z, problem.depth, problem.eps)
         n = math.scaled(z, r)
         du_q, du_k = (math.turned_back(at.load(ref, t, exists), turn) for ref in (refs.dq, refs.dk))
         dus = du_q, du_k
-        at.store(refs.dz, t, exists, math.dz_of(n, math.dn_of(dus, scales), r, problem.depth))
-        dscale, dshift = sums
+        dz = math.dz_of(n, math.dn_of(dus, scales), r, problem.depth)
+        at.store(refs.dz, t, exists, dz)
+        dscale, dshift, dbias = sums
         dscale = tuple(math.add_tokens(total, math.times(du, n)) for total, du in zip(dscale, dus, strict=True))
-        return dscale, tuple(map(math.add_tokens, dshift, dus))
+        return dscale, tuple(map(math.add_tokens, dshift, dus)), None if bias is None else math.add_tokens(dbias, dz)
 
     nothing = Pair(*(jnp.zeros((at.angle.size,), jnp.float32) for _ in range(2)))
-    dscale, dshift = lax.fori_loop(0, at.tiles, step, ((nothing, nothing), (nothing, nothing)))
+    start = ((nothing, nothing), (nothing, nothing), None if bias is None else nothing)
+    dscale, dshift, dbias = lax.fori_loop(0, at.tiles, step, start)
     at.store_sums(refs.dscale, dscale)
     at.store_sums(refs.dshift, dshift)
+    if refs.dbias is not None:
+        at.store_sum(refs.dbias, dbias)
+
+
+def _projection(refs: SimpleNamespace, at: Cursor, t, exists, bias: Pair | None) -> Pair:
+    """A tile of z, with the bias; of rows that do not exist no output is stored, and every cotangent is 0."""
+    z = at.load(refs.z, t, exists)
+    return z if bias is None else math.plus(z, bias)
 
 
 def _turn(refs: SimpleNamespace, at: Cursor, t, exists) -> Turn:

@@ -12,12 +12,12 @@ from pallas_kernels.normalized_rotary import launch
 from pallas_kernels.normalized_rotary.problem import Arrays, Problem
 
 
-def normalized_rotary(plan, z, scale, shift, *, positions, eps=1e-5, base=10000.0, interleaved=False):
+def normalized_rotary(plan, z, scale, shift, bias=None, *, positions, eps=1e-5, base=10000.0, interleaved=False):
     """normalized_rotary by Triton kernels; arguments as in the public op."""
     batch, length, heads, depth = z.shape
     problem = Problem(batch, length, heads, depth, float(eps), float(base), interleaved)
     with explain_forward_mode("normalized_rotary"):
-        return _compiled(Call(plan, problem), Arrays(z, scale, shift), _rows(positions))
+        return _compiled(Call(plan, problem), Arrays(z, scale, shift, bias), _rows(positions))
 
 
 def _rows(positions):
