@@ -49,9 +49,9 @@ def _forward(hidden, weight, targets, factors, chunk, accum_dtype):
     def step(dw, rows):
         h, y, a = rows
         z = _logits(h, w, accum_dtype)
-        losses, normalizer = _losses(z, y, a)
+        losses, top, total = _losses(z, y, a)
         hit = lax.broadcasted_iota(y.dtype, z.shape, 1) == y[:, None]
-        dz = jnp.exp(z.astype(jnp.float32) - normalizer[:, None]) - hit.astype(jnp.float32)
+        dz = jnp.exp(z.astype(jnp.float32) - top[:, None]) / total[:, None] - hit.astype(jnp.float32)
         dz = (dz * a[:, None]).astype(dtype)
         dh = _dot("tv,vd->td", dz, w, preferred_element_type=_result(dtype, accum_dtype)).astype(dtype)
         return dw + _dot("tv,td->vd", dz, h, preferred_element_type=jnp.float32), (losses, dh)
@@ -97,8 +97,8 @@ def _result(dtype, accum_dtype):
 
 def _losses(
     logits: Float[Array, "T V"], targets: Int[Array, " T"], factors: Float32[Array, " T"]
-) -> tuple[Float32[Array, " T"], Float32[Array, " T"]]:
-    """Weighted losses, and logsumexp of the logits, whose maximum and sum come from one reading."""
+) -> tuple[Float32[Array, " T"], Float32[Array, " T"], Float32[Array, " T"]]:
+    """Weighted losses, and what softmax needs: maximum m and sum of exp(z - m), both from one reading of the logits."""
 
     def join(a, b):
         (top_a, sum_a), (top_b, sum_b) = a, b
@@ -108,6 +108,5 @@ def _losses(
     z = logits.astype(jnp.float32)
     start = jnp.finfo(jnp.float32).min, jnp.float32(0)
     top, total = lax.reduce((z, jnp.ones_like(z)), start, join, (1,))
-    normalizer = top + jnp.log(total)
     picked = jnp.take_along_axis(z, targets[:, None], axis=1, mode="clip")[:, 0]
-    return jnp.where(factors == 0, 0, factors * (normalizer - picked)), normalizer
+    return jnp.where(factors == 0, 0, factors * (top + jnp.log(total) - picked)), top, total

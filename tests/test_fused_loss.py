@@ -40,7 +40,7 @@ def numpy_loss(hidden, weight, targets, factors):
 
 
 def differentiated(hidden, weight, targets, factors, chunk, cotangent=1.0):
-    loss = lambda h, w: cotangent * weighted_loss(h, w, targets, factors, chunk, jnp.float32)  # noqa: E731
+    loss = lambda h, w: cotangent * jnp.asarray(weighted_loss(h, w, targets, factors, chunk, jnp.float32))  # noqa: E731
     value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, weight)
     return value, *gradients
 
