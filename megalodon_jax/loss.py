@@ -3,6 +3,7 @@
     loss[t] = logsumexp(logits[t]) - logits[t, target[t]]
 
 Chunked, the logits of n tokens at a time are formed, reduced to n losses and dropped; the backward forms them again.
+That is for losses token by token, each with a cotangent of its own; sums and means have one (`fused_loss`).
 """
 
 from collections.abc import Callable
@@ -11,11 +12,21 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from reference.segments import run_starts
 
 Reduction = Literal["mean", "sum", "none"]
+
+LARGEST_WHOLE = 2**24  # logits: 64 MiB in float32
+CHUNK = 4096  # tokens; fewer read and write the weight's gradient more often, more need more memory
+
+
+def chunk_rows(count: int, vocabulary: int, asked: int | None) -> int | None:
+    """How many tokens a chunk has: what is asked for, else CHUNK; None where few logits are formed all at once."""
+    if count == 0 or (asked is None and count * vocabulary <= LARGEST_WHOLE):
+        return None
+    return asked or CHUNK
 
 
 def token_losses(logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"], dtype) -> Float[Array, "*batch"]:
@@ -51,6 +62,12 @@ def valid_targets(
     if segment_ids is not None:
         valid = valid & ~run_starts(segment_ids)[:, 1:] & (segment_ids[:, 1:] != 0)
     return valid
+
+
+def loss_factors(valid: Bool[Array, "B T"], reduction: Reduction) -> Float32[Array, "B T"]:
+    """What losses are multiplied by before they are summed: 1 where valid, for the mean 1 / their number; else 0."""
+    factors = valid.astype(jnp.float32)
+    return factors / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32) if reduction == "mean" else factors
 
 
 def reduce_losses(losses: Array, valid: Array, reduction: Reduction) -> Array:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 
 from megalodon_jax import loss as losses
 from megalodon_jax.config import MegalodonConfig
+from megalodon_jax.fused_loss import weighted_loss
 from megalodon_jax.model.backbone import MegalodonModel
 from megalodon_jax.ops import matmul_3d_weight
 from megalodon_jax.types import ModelCache
@@ -67,10 +68,12 @@ class MegalodonForCausalLM(eqx.Module):
     def _head(self) -> Callable[[Array], Array]:
         """hidden [..., D] -> logits [..., V]; the weight is cast here, once, however often the result is called."""
         config = self.config
-        weight = self.model.embed.weight if self.lm_head is None else self.lm_head.weight
-        weight = weight.astype(config.compute_dtype)
+        weight = self._head_weight().astype(config.compute_dtype)
         widen = jnp.float32 if config.variant == "original" else config.compute_dtype
         return lambda hidden: matmul_3d_weight(hidden, weight, config.compute_dtype, config.accum_dtype).astype(widen)
+
+    def _head_weight(self) -> Float[Array, "V D"]:
+        return self.model.embed.weight if self.lm_head is None else self.lm_head.weight
 
     @overload
     def compute_loss(
@@ -136,7 +139,10 @@ class MegalodonForCausalLM(eqx.Module):
             reduction: "mean" over the targets that count (0 if there is none), "sum", or "none": [B, L-1] with zeros
                 where a target does not count.
             return_valid_count: also return how many targets count.
-            loss_chunk_size: form logits for this many tokens at a time, never [B, L, V].
+            loss_chunk_size: form logits for at most so many tokens at a time, never [B, L, V]; "mean" and "sum" form
+                the gradient with them, "none" forms them again in the backward. None: all logits at once up to
+                `loss.LARGEST_WHOLE` of them, chunks of `loss.CHUNK` tokens beyond. Forward mode and second
+                derivatives need all at once, or "none".
             checks: as in the call.
 
         Raises:
@@ -158,9 +164,16 @@ class MegalodonForCausalLM(eqx.Module):
         valid = losses.valid_targets(targets, ignore_index, attention_mask, segment_ids)
         targets = require_in_range("labels", jnp.where(valid, targets, 0), self.config.effective_output_size, checks)
         dtype: Any = self.config.softmax_dtype
-        if loss_chunk_size is None or targets.size == 0:
+        chunk = losses.chunk_rows(targets.size, self.config.effective_output_size, loss_chunk_size)
+        if chunk is None:
             per_token = losses.token_losses(self._head()(hidden[:, :-1]), targets, dtype)
+            loss = losses.reduce_losses(per_token, valid, reduction)
+        elif reduction == "none":
+            per_token = losses.chunked_token_losses(self._head(), hidden[:, :-1], targets, chunk, dtype)
+            loss = losses.reduce_losses(per_token, valid, reduction)
         else:
-            per_token = losses.chunked_token_losses(self._head(), hidden[:, :-1], targets, loss_chunk_size, dtype)
-        loss = losses.reduce_losses(per_token, valid, reduction)
+            # The last token predicts nothing: a factor of 0 costs less than a copy of the hidden states without it.
+            targets, factors = (jnp.pad(a, ((0, 0), (0, 1))) for a in (targets, losses.loss_factors(valid, reduction)))
+            total = weighted_loss(hidden, self._head_weight(), targets, factors, chunk, self.config.accum_dtype)
+            loss = jnp.asarray(total).astype(dtype)
         return (loss, jnp.sum(valid, dtype=jnp.int32)) if return_valid_count else loss
