@@ -56,6 +56,14 @@ def add_bias(y: Float[Array, "*batch O"], bias: Float[Array, " O"]) -> Float[Arr
     return (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(y.dtype)
 
 
+def apart(x: Float[Array, "*x"], number: int) -> Float[Array, "*x"]:
+    """x, and backwards its cotangent, as an array that is not taken for the same under another number.
+
+    XLA merges products that share an operand, on a GPU, and then copies those parts of the result that a kernel reads.
+    """
+    return lax.optimization_barrier((x, jnp.float32(number)))[0]
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _rounded_product(x: Float[Array, "M D"], weight: Float[Array, "O D"], accum_dtype) -> Float[Array, "M O"]:
     """x @ weight.T in the dtype of x, which the weight is rounded to."""
@@ -64,24 +72,16 @@ def _rounded_product(x: Float[Array, "M D"], weight: Float[Array, "O D"], accum_
 
 def _forward(x, weight, accum_dtype):
     rounded = weight.astype(x.dtype)
-    x = _unmerged(x, weight)
     return _dot(x, rounded.T, x.dtype), (x, rounded, jnp.zeros((0,), weight.dtype))
 
 
 def _backward(accum_dtype, saved, dy):
     x, rounded, like = saved
-    dy = _unmerged(dy, rounded)
     dx = _dot(dy, rounded, x.dtype)
     return dx, _dot(dy.T, x, jnp.promote_types(accum_dtype, jnp.float32)).astype(like.dtype)
 
 
 _rounded_product.defvjp(_forward, _backward)
-
-
-def _unmerged(x, other):
-    """x, as an operand that XLA does not take for the same as in another product: it would merge products that share
-    one, and then copy the parts of the result that a kernel is to read."""
-    return lax.optimization_barrier((x, other))[0]
 
 
 def _dot(a, b, dtype):

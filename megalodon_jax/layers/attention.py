@@ -22,7 +22,7 @@ from megalodon_jax.layers.dropout import dropout, require_dropout_key, split
 from megalodon_jax.layers.feedforward import NormalizedFFN
 from megalodon_jax.layers.norms import RMSNorm
 from megalodon_jax.layers.timestep_norm import TimestepNorm, time_norm
-from megalodon_jax.ops import linear_3d, matmul_3d_weight
+from megalodon_jax.ops import apart, linear_3d, matmul_3d_weight
 from megalodon_jax.types import EMAState, LayerCache
 from megalodon_jax.utils import reinit_linear_weights
 from reference.dropout import DropoutMode
@@ -147,15 +147,15 @@ class MegalodonAttention(eqx.Module):
         smooth, h = self.cema(normed, h_init, return_cache, mask, segment_ids=ema_segments, coefficients=coefficients)
         mean = dropout(self.rmsnorm(smooth), self.hidden_dropout, deterministic, mean_key)
 
-        z = self._heads(self._product(self.wz, mean))
+        z = self._heads(self._product(self.wz, apart(mean, 1)))
         v = self._heads(self._product(self.wv, normed))
-        gate = Gate(self._heads(self._product(self.wr, mean)), self._bias(self.wv), self._bias(self.wr))
+        gate = Gate(self._heads(self._product(self.wr, apart(mean, 2))), self._bias(self.wv), self._bias(self.wr))
         out, attention_cache, position = self.inner.from_projection(
             z, v, gate, *self._scale_and_shift(), self._bias(self.wz), self.norm_eps, cache.attn, mask, return_cache, deterministic, attention_key,
             segment_ids=segment_ids, position_ids=position_ids,
         )  # fmt: skip
         gated = dropout(out.reshape(*out.shape[:2], -1), self.hidden_dropout, deterministic, gate_key)
-        y = self._linear(self.wh1, mean) + self._linear(self.wh2, gated)
+        y = self._linear(self.wh1, mean) + apart(self._linear(self.wh2, gated), 3)
         y = dropout(y, self.dropout, deterministic, out_key) + x
         if not return_cache:
             return y, None
