@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bench import (
     cpu_inference,
+    cpu_model,
     cpu_ops,
     cpu_precision,
     cpu_stream,
@@ -22,6 +23,7 @@ from bench.inspect import TARGETS
 
 _CPU = {
     "ops": cpu_ops.run,
+    "model": cpu_model.run,
     "inference": cpu_inference.run,
     "stream": cpu_stream.run,
     "precision": cpu_precision.run,
@@ -89,7 +91,8 @@ def _add_cpu(cpu: argparse.ArgumentParser) -> None:
         "--suite",
         choices=_CPU,
         default="ops",
-        help="ops: complex_ema against an FFT convolution and a lax.scan (the default); inference: prefill, decoding and generation of a model; stream: "
+        help="ops: complex_ema against an FFT convolution and a lax.scan (the default); model: a whole model against "
+        "plain formulations, decoding against PyTorch; inference: prefill, decoding and generation of a model; stream: "
         "a million tokens in uneven pieces against float64; precision: errors and training in bfloat16, "
         "mxfp8 and nvfp4",
     )
@@ -98,14 +101,14 @@ def _add_cpu(cpu: argparse.ArgumentParser) -> None:
         nargs="+",
         type=_positive,
         metavar="L",
-        help=f"sequence lengths (default: {cpu_ops.LENGTHS}; of prompts, "
+        help=f"sequence lengths (default: {cpu_ops.LENGTHS}; of model, {cpu_model.LENGTHS}; of prompts, "
         f"{cpu_inference.LENGTHS}; of streams, {cpu_stream.LENGTHS}; of precision, steps, {cpu_precision.STEPS})",
     )
     cpu.add_argument(
         "--rounds",
         type=_positive,
         metavar="R",
-        help=f"interleaved rounds (default: {cpu_ops.ROUNDS}); not for stream "
+        help=f"interleaved rounds (default: {cpu_ops.ROUNDS}; of model, {cpu_model.ROUNDS}); not for stream "
         "and precision, where nothing is timed",
     )
     cpu.add_argument("--json", type=_writable, metavar="FILE", help="write versions, samples, medians and errors here")
