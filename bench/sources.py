@@ -13,7 +13,7 @@ from bench.inspect.frames import Frame, Stack, stacks
 
 ELSEWHERE = "XLA, no line"
 _OURS = re.compile(r".*/(?:megalodon_jax|pallas_kernels|reference)/(.+)$")
-_METHOD = re.compile(r"[A-Z]\w*\.(?:__call__|[a-z]\w*)$")  # of a module, and not a private one
+_METHOD = re.compile(r"[A-Z]\w*\.(?:__call__|[a-z]\w*)$")  # not a private one
 
 
 @dataclass
@@ -43,7 +43,8 @@ def _place(launch: Launch, stack: Stack) -> str:
     ours = [frame for frame in stack if _OURS.match(frame.file)]
     if not ours:
         return ELSEWHERE
-    caller = next((frame for frame in ours if _METHOD.match(frame.function)), ours[0])
+    methods = (f for f in ours if "/megalodon_jax/" in f.file and _METHOD.match(f.function))
+    caller = next(methods, ours[0])
     return _text(caller) if caller is ours[0] else f"{_text(caller)} > {_text(ours[0])}"
 
 
