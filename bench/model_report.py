@@ -42,7 +42,7 @@ def _totals(programs: dict) -> str:
             rows.append([name, variant, *_figures(one), f"{one['cpu_seconds']:.1f}"])
         if peer := model_targets.PEER.get(name):
             figures = (peer.moved, peer.temporary, peer.launches)
-            rows.append([name, "a peer's library", *("-" if f is None else f"{f:g}" for f in figures), "-", "-"])
+            rows.append([name, "a peer's library", *("-" if f is None else str(f) for f in figures), "-", "-"])
     return table(["program", "operations", *_FIGURES, "CPU s"], rows, left=2)
 
 
@@ -99,5 +99,5 @@ def _describe(shape: Shape) -> str:
 
 def _targets(verdicts: list[dict]) -> str:
     return "\n".join(
-        f"target {one['target']}: {'met' if one['met'] else 'MISSED'} ({one['figure']:.3f})" for one in verdicts
+        f"target {one['target']}: {'met' if one['met'] else 'MISSED'} ({one['figure']:.4g})" for one in verdicts
     )
