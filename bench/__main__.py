@@ -6,10 +6,11 @@ from pathlib import Path
 
 from bench import (
     cpu_inference,
+    cpu_model,
     cpu_ops,
     cpu_precision,
     cpu_stream,
-    inspect_inference,
+    inspect_compile,
     inspect_model,
     inspect_ops,
     inspect_parity,
@@ -20,9 +21,15 @@ from bench import (
 )
 from bench.inspect import TARGETS
 
-_CPU = {"ops": cpu_ops.run, "inference": cpu_inference.run, "stream": cpu_stream.run, "precision": cpu_precision.run}
+_CPU = {
+    "ops": cpu_ops.run,
+    "model": cpu_model.run,
+    "inference": cpu_inference.run,
+    "stream": cpu_stream.run,
+    "precision": cpu_precision.run,
+}
 _INSPECT = {"ops": ops.PRESETS, "parity": ops.PARITY | ops.SHORTFALLS} | {
-    suite: {} for suite in ("inference", "model", "rotary", "tiles", "toeplitz")
+    suite: {} for suite in ("model", "compile", "rotary", "tiles", "toeplitz")
 }
 
 
@@ -37,20 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _CPU[options.suite](**{name: value for name, value in given.items() if value}, json_file=options.json)
         return
     specs = _specs(options.suite, options.spec or (), parser)
-    if options.target and options.suite in ("parity", "rotary", "tiles", "toeplitz"):
+    if options.target and options.suite in ("parity", "compile", "rotary", "tiles", "toeplitz"):
         parser.error(f"--target is not for --suite {options.suite}, which knows one")
     if options.seed is not None and options.suite != "parity":
         parser.error(f"--seed is not for --suite {options.suite}, where no value is computed")
     if options.suite == "parity":
         inspect_parity.run(specs, options.json, seed=options.seed or 0)
+    elif options.suite == "compile":
+        inspect_compile.run(options.json)
     elif options.suite == "rotary":
         inspect_rotary.run(options.json)
     elif options.suite == "tiles":
         inspect_tiles.run(options.json)
     elif options.suite == "toeplitz":
         inspect_toeplitz.run(options.json)
-    elif options.suite == "inference":
-        inspect_inference.run(options.target or inspect_inference.TARGETS, options.json)
     elif options.suite == "model":
         inspect_model.run(options.target or inspect_model.TARGETS, options.json)
     else:
@@ -84,23 +91,25 @@ def _add_cpu(cpu: argparse.ArgumentParser) -> None:
         "--suite",
         choices=_CPU,
         default="ops",
-        help="ops: complex_ema against an FFT convolution and a lax.scan (the default); inference: prefill, decoding "
-        "and generation of a model; stream: a million tokens in uneven pieces against float64; precision: errors and "
-        "training in bfloat16, mxfp8 and nvfp4",
+        help="ops: complex_ema against an FFT convolution and a lax.scan (the default); model: a whole model against "
+        "plain formulations, decoding against PyTorch; inference: prefill, decoding and generation of a model; stream: "
+        "a million tokens in uneven pieces against float64; precision: errors and training in bfloat16, "
+        "mxfp8 and nvfp4",
     )
     cpu.add_argument(
         "--lengths",
         nargs="+",
         type=_positive,
         metavar="L",
-        help=f"sequence lengths (default: {cpu_ops.LENGTHS}; of prompts, {cpu_inference.LENGTHS}; of streams, "
-        f"{cpu_stream.LENGTHS}; of precision, steps, {cpu_precision.STEPS})",
+        help=f"sequence lengths (default: {cpu_ops.LENGTHS}; of model, {cpu_model.LENGTHS}; of prompts, "
+        f"{cpu_inference.LENGTHS}; of streams, {cpu_stream.LENGTHS}; of precision, steps, {cpu_precision.STEPS})",
     )
     cpu.add_argument(
         "--rounds",
         type=_positive,
         metavar="R",
-        help=f"interleaved rounds (default: {cpu_ops.ROUNDS}); not for stream and precision, where nothing is timed",
+        help=f"interleaved rounds (default: {cpu_ops.ROUNDS}; of model, {cpu_model.ROUNDS}); not for stream "
+        "and precision, where nothing is timed",
     )
     cpu.add_argument("--json", type=_writable, metavar="FILE", help="write versions, samples, medians and errors here")
 
@@ -111,18 +120,18 @@ def _add_inspect(inspect: argparse.ArgumentParser) -> None:
         choices=_INSPECT,
         default="ops",
         help="ops: the ops compiled for a GPU that is not there, kernels beside XLA (the default; needs the extra "
-        "inspect); parity: every output and gradient against float64, kernels and XLA side by side; model: a whole "
-        "training step compiled, kernels on and off; inference: prefill and a decoding step, the same; rotary: queries "
-        "and keys in a pass of their own or inside the attention kernels; tiles: other tiles for attention; "
-        "toeplitz: complex_ema on tensor cores, which is not what the kernels do (all five need the extra too)",
+        "inspect); parity: every output and gradient against float64, kernels and XLA side by side; model: forward, "
+        "training step, prefill and decoding of whole models compiled, kernels on and off, and bytes by source line; "
+        "compile: what a training step takes to compile as layers are added; rotary: queries and keys in a pass of "
+        "their own or inside the attention kernels; tiles: other tiles for attention; toeplitz: complex_ema on tensor "
+        "cores, which is not what the kernels do (all five need the extra too)",
     )
     inspect.add_argument(
         "--target",
         nargs="+",
         choices=TARGETS,
         metavar="SM",
-        help=f"ops, model, inference: GPUs to compile for, of {', '.join(TARGETS)} "
-        f"(default: {' '.join(inspect_ops.TARGETS)})",
+        help=f"ops, model: GPUs to compile for, of {', '.join(TARGETS)} (default: {' '.join(inspect_ops.TARGETS)})",
     )
     inspect.add_argument(
         "--spec",

@@ -9,16 +9,15 @@ generation   tokens per CPU second of `generate`, for batches
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bench import environment, plain_decoding, report
+from bench.decoding import agree, cache_after, interleaved_tokens, random_ids, steps, torch_steps
 from bench.measure import CpuTime, interleaved, median_time
 from megalodon_jax import MegalodonConfig, MegalodonForCausalLM, decode_step, generate, init_cache
 
@@ -31,7 +30,6 @@ ROUNDS = 7
 NEAR, FAR = 100, 100_000
 BATCHES = (1, 4, 16)
 MOST_PREFILL = 1.25
-TOKENS = 16  # in a measured call
 GENERATED = 64
 AGAIN = f"at {NEAR}, again"
 
@@ -101,7 +99,7 @@ def text(record: dict) -> str:
 
 def _prefill(model: MegalodonForCausalLM, length: int, rounds: int) -> Samples:
     print(f"measuring a prompt of {length} tokens ...", file=sys.stderr, flush=True)
-    ids, before = _ids(model, 1, length), _ids(model, 1, NEAR, seed=1)
+    ids, before = random_ids(model, 1, length), random_ids(model, 1, NEAR, seed=1)
     start = plain_decoding.fresh(model, 1)
     slides = dataclasses.replace(model.config, max_cache_len=2 * model.config.chunk_size)
     sliding = MegalodonForCausalLM(slides, key=jax.random.key(0))  # the window changes no parameter
@@ -116,75 +114,36 @@ def _prefill(model: MegalodonForCausalLM, length: int, rounds: int) -> Samples:
         "plain scan": lambda: jax.block_until_ready(plain(model, ids, start)),
     }
     _, cache = streamed(model, before)
-    expected = np.asarray(programs["forward"]())
+    expected = programs["forward"]()
     for name in ("prefill", "plain scan"):
-        _agree(name, np.asarray(programs[name]()[0]), expected)
+        agree(name, programs[name]()[0], expected)
     whole, _ = streamed(model, jnp.concatenate([before, ids], axis=1))
-    _agree(f"prefill at {NEAR}", np.asarray(programs[f"prefill at {NEAR}"]()[0]), np.asarray(whole[:, NEAR:]))
+    agree(f"prefill at {NEAR}", programs[f"prefill at {NEAR}"]()[0], whole[:, NEAR:])
     return interleaved(programs, rounds)
 
 
 def _decode(model: MegalodonForCausalLM, rounds: int, far: int) -> Samples:
     """Every program decodes TOKENS tokens and goes on from there; samples are of one token."""
     print(f"measuring decoding; {far} tokens first ...", file=sys.stderr, flush=True)
-    prompt = _ids(model, 1, NEAR)
+    prompt = random_ids(model, 1, NEAR)
     _, plain = eqx.filter_jit(plain_decoding.prefill)(model, prompt, plain_decoding.fresh(model, 1))
     cache = init_cache(model.config, 1, allocate_kv=True, allocate_norm=True, allocate_ema=True)
     programs: dict[str, Callable[[], object]] = {
-        f"at {NEAR}": _steps(decode_step, model, _streamed(model, cache, NEAR)),
-        AGAIN: _steps(decode_step, model, _streamed(model, cache, NEAR)),
-        f"at {far}": _steps(decode_step, model, _streamed(model, cache, far)),
-        "plain": _steps(eqx.filter_jit(plain_decoding.step), model, plain),
+        f"at {NEAR}": steps(decode_step, model, cache_after(model, prompt, cache)),
+        AGAIN: steps(decode_step, model, cache_after(model, prompt, cache)),
+        f"at {far}": steps(decode_step, model, cache_after(model, random_ids(model, 1, far), cache)),
+        "plain": steps(eqx.filter_jit(plain_decoding.step), model, plain),
     }
-    if find_spec("torch") is not None:
-        from bench.torch_decoding import steps
-
-        programs["PyTorch, eager"] = steps(model, np.asarray(prompt), np.asarray(_token(model)), TOKENS)
-    logits = {name: np.asarray(program()) for name, program in programs.items()}
+    programs |= torch_steps(model, prompt)
+    logits = {name: program() for name, program in programs.items()}
     for name in logits.keys() - {f"at {far}"}:
-        _agree(name, logits[name], logits[f"at {NEAR}"])
-    samples = interleaved(programs, rounds)
-    one = lambda s: CpuTime(*(part / TOKENS for part in (s.user_ms, s.system_ms, s.total_ms)))  # noqa: E731
-    return {name: [one(sample) for sample in found] for name, found in samples.items()}
-
-
-def _streamed(model: MegalodonForCausalLM, cache, length: int):
-    """A cache that has seen `length` tokens, for which the model has run over all of them."""
-    feed = eqx.filter_jit(lambda model, ids, cache: model(ids, cache=cache, return_cache=True)[1])
-    ids, piece = _ids(model, 1, length), 4 * model.config.chunk_size
-    for start in range(0, length, piece):
-        cache = feed(model, ids[:, start : start + piece], cache)
-    return cache
-
-
-def _steps(step: Callable, model: MegalodonForCausalLM, state) -> Callable[[], jax.Array]:
-    """A program of TOKENS steps (model, token, state) -> (logits, state), from where its last call stopped."""
-    held, token = [state], _token(model)
-
-    def one() -> jax.Array:
-        logits, held[0] = step(model, token, held[0])
-        return logits.block_until_ready()
-
-    return lambda: [one() for _ in range(TOKENS)][-1]
-
-
-def _token(model: MegalodonForCausalLM) -> jax.Array:
-    return _ids(model, 1, 1)[:, 0]
+        agree(name, logits[name], logits[f"at {NEAR}"])
+    return interleaved_tokens(programs, rounds)
 
 
 def _generate(model: MegalodonForCausalLM, batch: int) -> Callable[[], object]:
-    prompt = _ids(model, batch, NEAR)
+    prompt = random_ids(model, batch, NEAR)
     return lambda: jax.block_until_ready(generate(model, prompt, GENERATED, temperature=0.0)[0])
-
-
-def _ids(model: MegalodonForCausalLM, batch: int, length: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).integers(0, model.config.vocab_size, (batch, length)), jnp.int32)
-
-
-def _agree(name: str, found: np.ndarray, expected: np.ndarray) -> None:
-    error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
-    if not error < 1e-4:
-        raise AssertionError(f"{name} gives other logits: relative RMS {error:.1e}; no figures")
 
 
 def _medians(samples: Samples) -> dict[str, float]:

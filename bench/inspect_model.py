@@ -1,39 +1,46 @@
-"""Suite `model` of `inspect`: a whole training step compiled for a GPU that is not there, kernels on and off."""
+"""Suite `model` of `inspect`: the programs of whole models compiled for a GPU that is not there.
+
+Model S with kernels and without them, and one layer of larger models: what two layers take beyond one.
+"""
 
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
 
-from bench import report
+from bench import model_report, model_targets, report
 from bench.inspect import Program, compile_program, tools
 from bench.inspect.targets import find_target
-from bench.model_step import BATCH, CONFIG, LENGTH, training_step
-from bench.report import table
+from bench.model_programs import LARGE, MODEL_S, PROGRAMS, Shape, large, program
+from bench.sources import Line, by_line
+from bench.targets import Verdict
 from pallas_kernels import use_implementation
 
-TARGETS = ("sm_90",)
-_ATTENTION_BY_XLA = {"chunked_attention": "xla", "normalized_rotary": "xla"}
-IMPLEMENTATIONS = {
-    "kernels": {},
-    "kernels, attention by XLA": _ATTENTION_BY_XLA,
-    "XLA": {"complex_ema": "xla", "timestep_norm": "xla"} | _ATTENTION_BY_XLA,
+TARGETS = (model_targets.TARGET,)
+_OPS: tuple[str, ...] = ("complex_ema", "timestep_norm", "chunked_attention", "normalized_rotary")
+NO_TRITON = {"xla_gpu_enable_triton_gemm": False}
+# Implementations of the operations, and options of the compiler.
+VARIANTS: dict[str, tuple[dict[str, str], dict[str, bool]]] = {
+    "kernels": ({}, {}),
+    "kernels, no Triton matmuls": ({}, NO_TRITON),
+    "XLA": (dict.fromkeys(_OPS, "xla"), {}),
 }
+LAYER_PROGRAMS = ("forward", "training", "prefill", "decode")
 
 
 @dataclass(frozen=True)
-class StepFigures:
-    """A step: launches and bytes moved by kind, a Pallas kernel being a kind of its own."""
+class Figures:
+    """Of one program. `launches`: those of a loop once; `started`: times its trip count."""
 
     bytes_moved: int
-    launches: int
     temporary_bytes: int
+    launches: int
+    started: int
     cpu_seconds: float
-    launches_by_kind: dict[str, int]
-    bytes_by_kind: dict[str, int]
+    pallas_kernels: dict[str, int]  # launches by name
+    lines: dict[str, Line]
 
 
 def run(targets: Sequence[str] = TARGETS, json_file: Path | None = None) -> None:
@@ -41,91 +48,70 @@ def run(targets: Sequence[str] = TARGETS, json_file: Path | None = None) -> None
     jax.config.update("jax_platforms", "cpu")
     if reason := tools.missing():
         sys.exit(reason)
-    record = {
-        "versions": tools.versions(),
-        "model": {"layers": CONFIG.num_layers, "dim": CONFIG.model_dim, "batch": BATCH, "length": LENGTH},
-        "targets": [
-            {"target": target, "card": find_target(target).card, "steps": _steps(target)}
-            for target in dict.fromkeys(targets)
-        ],
-    }
-    print(text(record))
+    record = {"versions": tools.versions(), "targets": [_target(target) for target in dict.fromkeys(targets)]}
+    print(model_report.text(record))
     if json_file is not None:
         report.write_json(record, json_file)
 
 
-def _steps(target: str) -> dict[str, dict]:
-    found = {}
-    for name, chosen in IMPLEMENTATIONS.items():
-        print(f"compiling a training step with {name} for {target} ...", file=sys.stderr, flush=True)
-        with use_implementation(**chosen):
-            found[name] = asdict(step_figures(target))
-    return found
+def _target(target: str) -> dict:
+    model = {
+        # The optimizer is XLA's in any case.
+        name: {one: measure(name, one, target) for one in (VARIANTS if name != "whole step" else ("kernels",))}
+        for name in PROGRAMS
+    }
+    return {
+        "target": target,
+        "card": find_target(target).card,
+        "model": {name: {variant: asdict(one) for variant, one in by.items()} for name, by in model.items()},
+        "layers": {name: {one: _layer(one, name, target) for one in LAYER_PROGRAMS} for name in LARGE},
+        "verdicts": [asdict(one) for one in judge(model)] if target == model_targets.TARGET else [],
+    }
 
 
-def step_figures(target: str) -> StepFigures:
-    """Of the step under the implementations in force."""
-    function, arguments = training_step(CONFIG, BATCH, LENGTH)
-    return figures(compile_program(function, *arguments, target=target, kernels="none"))
-
-
-def figures(compiled: Program) -> StepFigures:
-    """Of any compiled program."""
-    launches, moved = Counter[str](), Counter[str]()
-    for launch in compiled.traffic.launches:
-        kind = launch.kernel if launch.kind == "pallas" else launch.kind
-        launches[kind] += launch.trips
-        moved[kind] += launch.bytes
-    return StepFigures(
-        compiled.bytes_moved,
-        compiled.launches,
-        compiled.temporary_bytes,
-        compiled.cpu_seconds,
-        dict(launches),
-        dict(moved.most_common()),
+def judge(model: Mapping[str, Mapping[str, Figures]]) -> list[Verdict]:
+    """The targets of model S."""
+    return model_targets.verdicts(
+        {
+            name: {
+                "moved": by["kernels"].bytes_moved / 1e9,
+                "temporary": by["kernels"].temporary_bytes / 1e9,
+                "launches": by["kernels"].launches,
+            }
+            for name, by in model.items()
+        }
     )
 
 
-def text(record: dict) -> str:
-    """Per target the totals, then what they are made of."""
-    model = record["model"]
-    sections = [
-        "\n".join(
-            [
-                ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-                "Compiled without a GPU: nothing was run or timed on one. Matmuls are not tuned without a GPU.",
-                f"A training step (loss, gradients, AdamW) of a model of {model['layers']} layers of dimension "
-                f"{model['dim']}, bfloat16 compute,",
-                f"B = {model['batch']}, L = {model['length']}. moved: operands + results of every launch.",
-            ]
-        )
-    ]
-    for target in record["targets"]:
-        sections += [f"{target['target']}: {target['card']}", _totals(target["steps"]), _kinds(target["steps"])]
-    return "\n\n".join(sections)
+def measure(name: str, variant: str, target: str, shape: Shape = MODEL_S) -> Figures:
+    """Compile a program of `PROGRAMS`."""
+    config = shape.config
+    print(
+        f"compiling {name}, {config.num_layers} layers of dimension {config.model_dim}, {variant}, {target} ...",
+        file=sys.stderr,
+        flush=True,
+    )
+    implementations, options = VARIANTS[variant]
+    with use_implementation(**implementations):
+        function, arguments = program(name, shape)
+        compiled = compile_program(function, *arguments, target=target, options=options, kernels="none", lines=True)
+    return figures(compiled)
 
 
-def _totals(steps: dict) -> str:
-    rows = [
-        [
-            name,
-            f"{step['bytes_moved'] / 1e9:.2f}",
-            f"{step['temporary_bytes'] / 1e9:.2f}",
-            str(step["launches"]),
-            f"{step['cpu_seconds']:.1f}",
-        ]
-        for name, step in steps.items()
-    ]
-    return table(["operations", "GB moved", "temp GB", "launches", "CPU s to compile"], rows, left=1)
+def figures(compiled: Program) -> Figures:
+    """Of any program compiled with `lines=True`."""
+    pallas = {kernel: len(compiled.launches_of(kernel)) for kernel in compiled.pallas_kernels}
+    return Figures(
+        compiled.bytes_moved,
+        compiled.temporary_bytes,
+        compiled.static_launches,
+        compiled.launches,
+        compiled.cpu_seconds,
+        pallas,
+        by_line(compiled),
+    )
 
 
-def _kinds(steps: dict) -> str:
-    kinds = dict.fromkeys(kind for step in steps.values() for kind in step["bytes_by_kind"])
-    rows = []
-    for kind in kinds:
-        row = [kind]
-        for step in steps.values():
-            row += [str(step["launches_by_kind"].get(kind, 0)), f"{step['bytes_by_kind'].get(kind, 0) / 1e9:.2f}"]
-        rows.append(row)
-    header = ["launched", *(part for name in steps for part in (f"{name}: launches", "GB moved"))]
-    return table(header, rows, left=1)
+def _layer(program: str, model: str, target: str) -> dict[str, int]:
+    one, two = (asdict(measure(program, "kernels", target, large(model, layers))) for layers in (1, 2))
+    return {figure: two[figure] - one[figure] for figure in ("bytes_moved", "temporary_bytes", "launches", "started")}

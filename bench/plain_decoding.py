@@ -63,7 +63,7 @@ def step(model: MegalodonForCausalLM, token, state: State) -> tuple[jax.Array, S
     x, layers = model.model.embed.weight[token], []
     for layer, held in zip(model.model.layers, state.layers, strict=True):
         middle, held = _attention_half(layer.attn, x, held, state.position)
-        x = x + _feed_forward(layer.ffn, x + middle)
+        x = x + feed_forward(layer.ffn, x + middle)
         layers.append(held)
     x, mean, var = _norm(model.model.norm, x, state.mean, state.var, state.position)
     head = model.model.embed.weight if model.lm_head is None else model.lm_head.weight
@@ -76,25 +76,32 @@ def _attention_half(attn: Any, x, held: LayerState, position):
     p, q, gamma = attn.cema._coeffs()
     h = q * held.h + (p * t[..., None]).astype(jnp.complex64)
     smooth = jnp.real(gamma * h).sum(-1) + attn.cema.omega * t
-    m = _unit_rms(smooth, attn.norm_eps) * (1.0 + attn.rmsnorm.gamma)
-    z = _unit_rms(_linear(attn.wz, m).reshape(batch, heads, -1), attn.norm_eps)
-    scale = (1.0 + attn.gamma.reshape(2, heads, -1)) / math.sqrt(attn.head_dim)
-    shift = attn.beta.reshape(2, heads, -1)
+    m = unit_rms(smooth, attn.norm_eps) * (1.0 + attn.rmsnorm.gamma)
     chunk = held.k.shape[1]
     slot = position % chunk
-    query, key = (_turned(z * scale[i] + shift[i], slot, attn.inner.rotary.inv_freq) for i in (0, 1))
-    value = jax.nn.silu(_linear(attn.wv, t)).reshape(batch, heads, -1)
+    query, key = queries_keys(attn, m, slot)
+    value = jax.nn.silu(linear(attn.wv, t)).reshape(batch, heads, -1)
     k, v = held.k.at[:, slot].set(key), held.v.at[:, slot].set(value)
     scores = jnp.where(jnp.arange(chunk) <= slot, jnp.einsum("bhd,bshd->bhs", query, k), -jnp.inf)
     o = jnp.einsum("bhs,bshe->bhe", jax.nn.softmax(scores), v).reshape(batch, -1)
-    y = _linear(attn.wh1, m) + _linear(attn.wh2, o * jax.nn.silu(_linear(attn.wr, m)))
+    y = linear(attn.wh1, m) + linear(attn.wh2, o * jax.nn.silu(linear(attn.wr, m)))
     return y, LayerState(mean, var, h, k, v)
 
 
-def _feed_forward(ffn: Any, x):
+def queries_keys(attn: Any, m, position) -> list[jax.Array]:
+    """Of m [..., D], both [..., H, K], rotated to a position that broadcasts against them."""
+    heads = attn.num_heads
+    z = unit_rms(linear(attn.wz, m).reshape(*m.shape[:-1], heads, -1), attn.norm_eps)
+    scale = (1.0 + attn.gamma.reshape(2, heads, -1)) / math.sqrt(attn.head_dim)
+    shift = attn.beta.reshape(2, heads, -1)
+    return [_turned(z * scale[i] + shift[i], position, attn.inner.rotary.inv_freq) for i in (0, 1)]
+
+
+def feed_forward(ffn: Any, x):
+    """Of x [..., D], without the residual."""
     centred = x - x.mean(-1, keepdims=True)
-    n = _unit_rms(centred, ffn.norm.eps) * ffn.norm.weight + ffn.norm.bias
-    return _linear(ffn.fc2, jax.nn.silu(_linear(ffn.fc1, n)))
+    n = unit_rms(centred, ffn.norm.eps) * ffn.norm.weight + ffn.norm.bias
+    return linear(ffn.fc2, jax.nn.silu(linear(ffn.fc1, n)))
 
 
 def _norm(norm: Any, x, mean, var, position):
@@ -113,9 +120,11 @@ def _turned(z, position, inv_freq):
     return jnp.concatenate([a * jnp.cos(angle) - b * jnp.sin(angle), b * jnp.cos(angle) + a * jnp.sin(angle)], -1)
 
 
-def _unit_rms(x, eps):
+def unit_rms(x, eps):
+    """x / sqrt(mean(x^2) + eps)."""
     return x * lax.rsqrt((x * x).mean(-1, keepdims=True) + eps)
 
 
-def _linear(layer: Any, x):
+def linear(layer: Any, x):
+    """W x + b."""
     return x @ layer.weight.T + layer.bias

@@ -45,9 +45,15 @@ def linear_3d(
     compute_dtype,
     accum_dtype,
     gemm_backend: str = "default",
+    *,
+    number: int | None = None,
 ) -> Float[Array, "*batch O"]:
-    """x @ weight.T + bias in compute_dtype; the bias is added in float32 to the rounded product."""
+    """x @ weight.T + bias in compute_dtype; the bias is added in float32 to the rounded product.
+
+    With a `number` its backward is kept apart from other products with the same cotangent.
+    """
     y = matmul_3d_weight(x, linear.weight, compute_dtype, accum_dtype, gemm_backend)
+    y = y if number is None else apart(y, number)
     return y if linear.bias is None else add_bias(y, linear.bias)
 
 

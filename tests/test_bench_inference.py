@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import cpu_inference, cpu_stream, report
+from bench import cpu_inference, cpu_model, cpu_stream, report
 from bench.measure import CpuTime
 from tests import kernel_parity, models
 
@@ -34,6 +34,24 @@ def test_what_is_measured_agrees(tmp_path, monkeypatch):
     assert "plain scan" in printed
     assert printed.count("target") == 3
     report.write_json(record, tmp_path / "out.json")
+
+
+@pytest.mark.thorough
+def test_the_plain_model_agrees(tmp_path):
+    """Over chunks that are whole and one that is not: other logits, gradients or states would raise."""
+    tiny = models.config(num_layers=2, pad_token_id=None)
+    record = cpu_model.measure(tiny, tiny, (2 * tiny.chunk_size + 3,), rounds=1)
+    assert [part.split(",")[0] for part in record["medians"]] == ["forward", "training step", "prefill", "decode"]
+    assert cpu_model.text(record).count("target") >= 3
+    report.write_json(record, tmp_path / "out.json")
+
+
+def test_ratios_of_the_model_are_judged():
+    samples = {
+        "forward, L = 8": {"ours": times(1.0), "plain": times(1.9)},
+        "decode, a token": {"ours": times(1.0), "plain": times(9.0), cpu_model.TORCH: times(1.0)},
+    }
+    assert [(one.figure, one.met) for one in cpu_model.verdicts(samples)] == [(1.9, False), (1.0, True)]
 
 
 @pytest.mark.parametrize("mode", kernel_parity.first([*cpu_stream.MODES], 1))

@@ -41,6 +41,7 @@ def compile_program(
     target: str | Target = "sm_90",
     options: Mapping[str, Option] | None = None,
     kernels: Kernels = "all",
+    lines: bool = False,
 ) -> Program:
     """Compile `function(*avals)` for `target` and return everything known about the result.
 
@@ -50,6 +51,7 @@ def compile_program(
         target: a name of `TARGETS`, or a Target.
         options: further XLA compiler options.
         kernels: which kernels to assemble and disassemble; "none" if only the program's figures are wanted.
+        lines: source lines are wanted: nothing from the cache that was compiled from the same program on other lines.
 
     Raises:
         ToolsMissing: the extra `inspect` is not installed.
@@ -67,7 +69,7 @@ def compile_program(
         lowered = jitted.lower(*arguments)
         chosen = _OPTIONS | {name: _option(value) for name, value in (options or {}).items()}
         inputs = {**chosen, "kernels": kernels, "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
-        name = cache.key(lowered.as_text(), gpu.target_config(), inputs, tools.versions())
+        name = cache.key(lowered.as_text(debug_info=lines), gpu.target_config(), inputs, tools.versions())
         artefacts = cache.load(name)
         if artefacts is None:
             artefacts = _compile(lowered, gpu, chosen, kernels)

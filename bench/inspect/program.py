@@ -113,6 +113,11 @@ class Program:
         return self.traffic.launch_count
 
     @property
+    def static_launches(self) -> int:
+        """The same, what a loop launches counted once."""
+        return len(self.traffic.launches)
+
+    @property
     def largest_intermediate(self) -> Buffer | None:
         """The biggest buffer written and not returned."""
         return self.traffic.largest

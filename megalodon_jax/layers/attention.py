@@ -145,7 +145,7 @@ class MegalodonAttention(eqx.Module):
         normed, norm_state = self.timenorm(x, cache.norm, mask, segment_ids=segment_ids)
         h_init = None if cache.ema is None else cache.ema.h
         smooth, h = self.cema(normed, h_init, return_cache, mask, segment_ids=ema_segments, coefficients=coefficients)
-        mean = dropout(self.rmsnorm(smooth), self.hidden_dropout, deterministic, mean_key)
+        mean = dropout(jax.checkpoint(self.rmsnorm)(smooth), self.hidden_dropout, deterministic, mean_key)
 
         z = self._heads(self._product(self.wz, apart(mean, 1)))
         v = self._heads(self._product(self.wv, normed))
@@ -155,7 +155,7 @@ class MegalodonAttention(eqx.Module):
             segment_ids=segment_ids, position_ids=position_ids,
         )  # fmt: skip
         gated = dropout(out.reshape(*out.shape[:2], -1), self.hidden_dropout, deterministic, gate_key)
-        y = self._linear(self.wh1, mean) + apart(self._linear(self.wh2, gated), 3)
+        y = self._linear(self.wh1, mean) + self._linear(self.wh2, gated, number=3)
         y = dropout(y, self.dropout, deterministic, out_key) + x
         if not return_cache:
             return y, None
@@ -179,5 +179,5 @@ class MegalodonAttention(eqx.Module):
     def _product(self, layer: eqx.nn.Linear, x: jax.Array) -> jax.Array:
         return matmul_3d_weight(x, layer.weight, self.compute_dtype, self.accum_dtype, self.gemm_backend)
 
-    def _linear(self, layer: eqx.nn.Linear, x: jax.Array) -> jax.Array:
-        return linear_3d(layer, x, self.compute_dtype, self.accum_dtype, self.gemm_backend)
+    def _linear(self, layer: eqx.nn.Linear, x: jax.Array, number: int | None = None) -> jax.Array:
+        return linear_3d(layer, x, self.compute_dtype, self.accum_dtype, self.gemm_backend, number=number)

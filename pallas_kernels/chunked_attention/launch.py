@@ -45,7 +45,8 @@ def backward(plan: Plan, problem: Problem, arrays: Arrays, tokens: Tokens, o, ls
         delta = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), axis=-1).transpose(0, 2, 1)
     else:
         do, delta, dgate, dgate_bias = _gate(plan, problem, arrays, o, do)
-        raw, arrays = arrays.v, arrays._replace(v=activated(arrays.v, arrays.v_bias))
+        raw, _ = jax.lax.optimization_barrier((arrays.v, do))  # values are made now, not kept from the forward on
+        arrays = arrays._replace(v=activated(raw, arrays.v_bias))
     inputs = {**arrays._asdict(), "do": do, "lse": lse, "delta": delta, "raw": raw, **tokens._asdict()}
     dot, barrier = backend.matrix_product(plan, problem.precision), backend.barrier(plan)
     dq, dk = (
