@@ -145,7 +145,7 @@ class MegalodonAttention(eqx.Module):
         normed, norm_state = self.timenorm(x, cache.norm, mask, segment_ids=segment_ids)
         h_init = None if cache.ema is None else cache.ema.h
         smooth, h = self.cema(normed, h_init, return_cache, mask, segment_ids=ema_segments, coefficients=coefficients)
-        mean = dropout(jax.checkpoint(self.rmsnorm)(smooth), self.hidden_dropout, deterministic, mean_key)
+        mean = dropout(eqx.filter_checkpoint(self.rmsnorm)(smooth), self.hidden_dropout, deterministic, mean_key)
 
         z = self._heads(self._product(self.wz, apart(mean, 1)))
         v = self._heads(self._product(self.wv, normed))

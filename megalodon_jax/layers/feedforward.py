@@ -97,19 +97,22 @@ class NormalizedFFN(eqx.Module):
         hidden_key, out_key = split(key, 2)
         x = x.astype(self.compute_dtype)
         residual = x if residual_base is None else residual_base.astype(self.compute_dtype)
-        normed = self.norm(x)
+        normed = eqx.filter_checkpoint(self.norm)(x)
         opening = matmul_3d_weight(normed, self.fc1.weight, self.compute_dtype, self.accum_dtype, self.gemm_backend)
-        if self.fc3 is None:
-            hidden = jax.checkpoint(activated)(opening, self.fc1.bias)
-        else:
-            hidden = jax.checkpoint(gated)(self._linear(self.fc3, normed), opening, self.fc1.bias)
-        hidden = dropout(hidden, self.hidden_dropout, deterministic, hidden_key)
-        out = dropout(self._linear(self.fc2, hidden), self.dropout, deterministic, out_key)
+        other = None if self.fc3 is None else self._linear(self.fc3, normed)
+        out = eqx.filter_checkpoint(NormalizedFFN._project)(self, opening, other, deterministic, hidden_key)
+        out = dropout(out, self.dropout, deterministic, out_key)
         own = self.alpha if self.rescale is None else self.rescale
         scale = own if scale is None else scale
         if scale is not None:
             out = out * jnp.asarray(scale, out.dtype)
         return residual + out
+
+    def _project(self, opening, other, deterministic: bool, key):
+        """fc2 of the hidden units: made again in the backward, of what they are made of, instead of kept beside it."""
+        bias = self.fc1.bias
+        hidden = activated(opening, bias) if other is None else gated(other, opening, bias)
+        return self._linear(self.fc2, dropout(hidden, self.hidden_dropout, deterministic, key))
 
     def _linear(self, layer: eqx.nn.Linear, x: jax.Array) -> jax.Array:
         return linear_3d(layer, x, self.compute_dtype, self.accum_dtype, self.gemm_backend)

@@ -24,16 +24,14 @@ def forward(plan: Plan, problem: Problem, arrays: Arrays, positions):
 def backward(plan: Plan, problem: Problem, arrays: Arrays, positions, dq, dk) -> Arrays:
     """dz, dscale, dshift and, where there is a bias, dbias."""
     chunks, _ = problem.chunks(plan[BACKWARD])
-    sums, own = (
-        jax.ShapeDtypeStruct((problem.batch, chunks, *which, problem.heads, problem.depth), jnp.float32)
-        for which in ((2,), ())
-    )
-    outputs = {"dz": jax.ShapeDtypeStruct(arrays.z.shape, arrays.z.dtype), "dscale": sums, "dshift": sums}
-    outputs["dbias"] = None if arrays.bias is None else own
+    sums = (problem.batch, chunks, 4 if arrays.bias is None else 5, problem.heads, problem.depth)
+    outputs = {
+        "dz": jax.ShapeDtypeStruct(arrays.z.shape, arrays.z.dtype), "sums": jax.ShapeDtypeStruct(sums, jnp.float32),
+    }  # fmt: skip
     cotangents = {"dq": dq, "dk": dk}
     done = _launch(triton.backward, BACKWARD, plan, problem, arrays, positions, cotangents, outputs)
-    parts = (done.dscale, done.dshift, done.dbias)
-    return Arrays(done.dz, *(None if part is None else jnp.sum(part, axis=(0, 1)) for part in parts))
+    total = jnp.sum(done.sums, axis=(0, 1))
+    return Arrays(done.dz, total[:2], total[2:4], None if arrays.bias is None else total[4])
 
 
 def _launch(kernel, name: str, plan: Plan, problem: Problem, arrays: Arrays, positions, cotangents, outputs):

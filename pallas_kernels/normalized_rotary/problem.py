@@ -1,5 +1,6 @@
 """What is static about one call of normalized_rotary, and how a program finds its tiles."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,13 +94,8 @@ class Cursor:
         a, b = (load(ref, (self.head, part), self.inside) for part in self.features)
         return Pair(a, b)
 
-    def store_sums(self, ref, sums: tuple[Pair, Pair]) -> None:
-        """This program's part of an array [B, C, 2, H, K]."""
+    def store_sums(self, ref, sums: Sequence[Pair]) -> None:
+        """This program's part of an array [B, C, S, H, K] of S sums."""
         for which, pair in enumerate(sums):
             for part, features in zip(pair, self.features, strict=True):
                 store(ref, (self.row, self.chunk, which, self.head, features), part, self.inside)
-
-    def store_sum(self, ref, sum: Pair) -> None:
-        """This program's part of an array [B, C, H, K]."""
-        for part, features in zip(sum, self.features, strict=True):
-            store(ref, (self.row, self.chunk, self.head, features), part, self.inside)

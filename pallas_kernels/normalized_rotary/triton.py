@@ -32,7 +32,8 @@ def forward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
 def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
     """Inputs: those of the forward, dq, dk.
 
-    Outputs: dz; dscale, dshift [B, C, 2, H, K] and dbias [B, C, H, K] (or None), sums over the chunk.
+    Outputs: dz; sums [B, C, 5, H, K] over the chunk: dscale and dshift of queries and keys each, and dbias, or [B, C, 4,
+    H, K] without a bias.
     """
     at = Cursor(problem, tiles)
     scales = at.parameters(refs.scale)
@@ -54,10 +55,7 @@ def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
     nothing = Pair(*(jnp.zeros((at.angle.size,), jnp.float32) for _ in range(2)))
     start = ((nothing, nothing), (nothing, nothing), None if bias is None else nothing)
     dscale, dshift, dbias = lax.fori_loop(0, at.tiles, step, start)
-    at.store_sums(refs.dscale, dscale)
-    at.store_sums(refs.dshift, dshift)
-    if refs.dbias is not None:
-        at.store_sum(refs.dbias, dbias)
+    at.store_sums(refs.sums, (*dscale, *dshift, *(() if dbias is None else (dbias,))))
 
 
 def _projection(refs: SimpleNamespace, at: Cursor, t, exists, bias: Pair | None) -> Pair:
