@@ -145,16 +145,19 @@ def test_files_of_any_dtype(dtype, tmp_path):
         convert.load_weights_from_torch(model, state)
 
 
-@pytest.mark.parametrize("other", [torch.float64, torch.bfloat16])
-def test_a_tied_head_of_another_dtype(other):
-    """It is the embedding if its numbers are, whatever they are stored in."""
+@pytest.mark.parametrize(
+    ("other", "wider", "little"),
+    [(torch.float64, "lm_head.weight", 1e-12), (torch.bfloat16, "model.embed.weight", 1e-4)],
+)
+def test_a_tied_head_of_another_dtype(other, wider, little):
+    """It is the embedding if its numbers are, whatever they are stored in; a difference counts that one cannot hold."""
     model = models.build(num_layers=1)
     state = convert.convert_jax_to_torch(model)
     embedding = state["model.embed.weight"].to(torch.bfloat16)
     state |= {"model.embed.weight": embedding.float(), "lm_head.weight": embedding.to(other)}
     loaded = convert.load_weights_from_torch(model, state)
     np.testing.assert_array_equal(loaded.model.embed.weight, embedding.float().numpy())
-    state["lm_head.weight"][0, 0] += 1
+    state[wider][1, 1] *= 1 + little
     with pytest.raises(ValueError, match="differs from the embedding"):
         convert.load_weights_from_torch(model, state)
 
