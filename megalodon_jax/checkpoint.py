@@ -2,8 +2,8 @@
 
 Saving is atomic. Both files are written beside their final names and flushed to disk first; then
 
-    model.safetensors.tmp -> model.safetensors      the commit: from here on the new checkpoint is the one that loads
-    config.json.tmp       -> config.json
+    model.safetensors.*.tmp -> model.safetensors    the commit: from here on the new checkpoint is the one that loads
+    config.json.tmp         -> config.json
 
 The weights carry the config they belong to in their metadata, so a crash between the two replacements is recognised:
 loading then takes the config from `config.json.tmp`, and the next save first moves it to its place. Before the commit
@@ -17,14 +17,16 @@ import jax
 import jax.numpy as jnp
 from safetensors import SafetensorError, safe_open
 
+from megalodon_jax.atomic import flush, leftovers, write_text
 from megalodon_jax.config import MegalodonConfig
-from megalodon_jax.files import Signature, TensorFile, flush, pending, write_pending
+from megalodon_jax.files import Signature, TensorFile, write
 from megalodon_jax.model import MegalodonForCausalLM
 from megalodon_jax.model.abstract import abstract_model
 from megalodon_jax.parameters import named_parameters
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+_WAITING = CONFIG + ".tmp"
 
 
 def save_checkpoint(model: MegalodonForCausalLM, folder: str | os.PathLike) -> None:
@@ -40,20 +42,18 @@ def save_checkpoint(model: MegalodonForCausalLM, folder: str | os.PathLike) -> N
     parameters = named_parameters(model)
     _require_match(f"cannot save to {folder}", _signature(parameters), _signature(abstract_model(model.config)[1]))
     folder.mkdir(parents=True, exist_ok=True)
-    new_weights, new_config = pending(folder / WEIGHTS), pending(folder / CONFIG)
     if _is_interrupted(folder):
-        os.replace(new_config, folder / CONFIG)
+        os.replace(folder / _WAITING, folder / CONFIG)
+    for killed in (folder / _WAITING, *leftovers(folder / WEIGHTS)):
+        killed.unlink(missing_ok=True)
     try:
-        new_config.write_text(config, encoding="utf-8")
-        flush(new_config)
-        write_pending(folder / WEIGHTS, parameters, {"format": "flax", "config": config})
-        os.replace(new_weights, folder / WEIGHTS)
+        write_text(folder / _WAITING, config)
+        write(folder / WEIGHTS, parameters, {"format": "flax", "config": config})
     except BaseException:
-        new_weights.unlink(missing_ok=True)
-        new_config.unlink(missing_ok=True)
+        if not _is_interrupted(folder):
+            (folder / _WAITING).unlink(missing_ok=True)
         raise
-    flush(folder)
-    os.replace(new_config, folder / CONFIG)
+    os.replace(folder / _WAITING, folder / CONFIG)
     flush(folder)
 
 
@@ -83,8 +83,13 @@ def holds_checkpoint(folder: str | os.PathLike) -> bool:
     return any((Path(folder) / name).exists() for name in (WEIGHTS, CONFIG))
 
 
+def config_file(folder: Path) -> Path:
+    """Where the config of the weights in a folder is: in config.json, unless a save was interrupted."""
+    return folder / (_WAITING if _is_interrupted(folder) else CONFIG)
+
+
 def _read_config(folder: Path) -> MegalodonConfig:
-    path = pending(folder / CONFIG) if _is_interrupted(folder) else folder / CONFIG
+    path = config_file(folder)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {folder} has no {CONFIG}; give a folder that save_checkpoint wrote")
     try:
@@ -95,8 +100,8 @@ def _read_config(folder: Path) -> MegalodonConfig:
 
 def _is_interrupted(folder: Path) -> bool:
     """Do the weights in `folder` belong to a config that has not been moved to its place yet?"""
-    waiting = pending(folder / CONFIG)
-    if not waiting.is_file():
+    waiting, place = folder / _WAITING, folder / CONFIG
+    if not waiting.is_file() or (place.is_file() and place.read_bytes() == waiting.read_bytes()):
         return False
     try:
         with safe_open(folder / WEIGHTS, framework="np") as file:

@@ -8,18 +8,20 @@ header we keep the SHA-256 of the whole file as it is with zeros in that place; 
 import hashlib
 import json
 import os
-import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from megalodon_jax.atomic import replacing
+from megalodon_jax.json_files import unique
 
 _NAMES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
@@ -43,34 +45,20 @@ class Pending:
     make: Callable[[], np.ndarray]
 
 
-def pending(path: Path) -> Path:
-    """Where the new contents of `path` wait for `os.replace`."""
-    return path.with_name(path.name + ".tmp")
-
-
-def write_pending(
-    path: Path, tensors: Mapping[str, np.ndarray | jax.Array | Pending], metadata: Mapping[str, str]
-) -> None:
-    """Write tensors to `pending(path)`, down to the disk; of those that are made, one is held at a time.
+def write(path: Path, tensors: Mapping[str, np.ndarray | jax.Array | Pending], metadata: Mapping[str, str]) -> None:
+    """Write a file that replaces the one at `path` in one step; of tensors that are made, one is held at a time.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: it cannot be written; what was there stays.
     """
-    new = pending(path)
-    try:
-        with new.open("wb") as file:
-            header = _header(tensors, {**metadata, _DIGEST: _EMPTY.decode()})
-            digest = hashlib.sha256(header)
-            file.write(header)
-            for tensor in tensors.values():
-                _append(tensor, file, digest)
-            file.seek(header.index(_EMPTY))
-            file.write(digest.hexdigest().encode())
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        header = _header(tensors, {**metadata, _DIGEST: _EMPTY.decode()})
+        digest = hashlib.sha256(header)
+        file.write(header)
+        for tensor in tensors.values():
+            _append(tensor, file, digest)
+        file.seek(header.index(_EMPTY))
+        file.write(digest.hexdigest().encode())
 
 
 def _append(tensor: np.ndarray | jax.Array | Pending, file: BinaryIO, digest: "hashlib._Hash") -> None:
@@ -78,59 +66,6 @@ def _append(tensor: np.ndarray | jax.Array | Pending, file: BinaryIO, digest: "h
     data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
     digest.update(data)
     file.write(data)
-
-
-def write(path: Path, tensors: Mapping[str, np.ndarray | jax.Array | Pending], metadata: Mapping[str, str]) -> None:
-    """Write a file that replaces the one at `path` in one step.
-
-    Raises:
-        OSError: it cannot be written; what was there stays.
-    """
-    write_pending(path, tensors, metadata)
-    try:
-        os.replace(pending(path), path)
-    finally:
-        pending(path).unlink(missing_ok=True)
-    flush(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file down to the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def require_new(path: Path) -> None:
-    """FileExistsError if there is something at `path`, or at the name that its new contents have until then."""
-    if os.path.lexists(path):
-        raise FileExistsError(f"{path} is there already; give a new folder")
-    if os.path.lexists(new := pending(path)):
-        raise FileExistsError(f"{new} is there already: another process writes it, or was killed; then remove it")
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write files to, which is `path` from the end of the block on; what an error leaves is removed.
-
-    Raises:
-        FileExistsError: as in `require_new`.
-    """
-    require_new(path)
-    new = pending(path)
-    made = [parent for parent in path.parents if not parent.exists()]
-    try:
-        new.mkdir(parents=True)
-        yield new
-        os.replace(new, path)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        for parent in made:
-            with suppress(OSError):
-                parent.rmdir()
-        raise
-    flush(path.parent)
 
 
 def _header(tensors: Mapping[str, np.ndarray | jax.Array | Pending], metadata: Mapping[str, str]) -> bytes:
@@ -161,16 +96,18 @@ class TensorFile:
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
         self.path = path
-        with self._whole():
+        with path.open("rb") as file, self._whole():
             self._file = safe_open(path, framework="np")
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise ValueError(f"{path} was replaced while it was opened; load it again")
             self.metadata: dict[str, str] = self._file.metadata() or {}
             slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
             self.signatures: dict[str, Signature] = {
                 name: (tuple(one.get_shape()), _DTYPES.get(str(one.get_dtype()), str(one.get_dtype())))
                 for name, one in slices.items()
             }
-        written = self.metadata.pop(_DIGEST, "")
-        digest = _checked_header(path, written)
+            written = self.metadata.pop(_DIGEST, "")
+            digest = _checked_header(path, file, written)
         if written and written != digest:
             raise ValueError(f"{path} is damaged: its bytes are not those that were written; copy or save it again")
 
@@ -190,36 +127,17 @@ class TensorFile:
             ) from error
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, or ValueError if a key is in it twice (as `object_pairs_hook`)."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{max(names, key=names.count)} is in it twice")
-    return found
-
-
-def _checked_header(path: Path, written: str) -> str:
+def _checked_header(path: Path, file: BinaryIO, written: str) -> str:
     """The digest of a file in whose header every name is there once; empty if none was written."""
-    with path.open("rb") as file:
-        size = file.read(8)
-        header = file.read(struct.unpack("<Q", size)[0])
-        try:
-            json.loads(header, object_pairs_hook=unique)
-        except ValueError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}; copy or save it again") from error
-        if not written:
-            return ""
-        digest = hashlib.sha256(size + header.replace(written.encode(), _EMPTY, 1))
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Put what was written to a folder on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    size = file.read(8)
+    header = file.read(struct.unpack("<Q", size)[0])
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        json.loads(header, object_pairs_hook=unique)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}; copy or save it again") from error
+    if not written:
+        return ""
+    digest = hashlib.sha256(size + header.replace(written.encode(), _EMPTY, 1))
+    while block := file.read(_BLOCK):
+        digest.update(block)
+    return digest.hexdigest()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megalodon_jax import convert
-from megalodon_jax.parameters import map_parameters
+from megalodon_jax.parameters import map_parameters, named_parameters
 from megalodon_jax.precision import (
     audit_sensitive_param_dtypes,
     cast_weights,
@@ -129,6 +129,60 @@ def test_dtypes_that_are_no_weights(dtype):
         convert.convert_jax_to_torch(models.build(num_layers=1), dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_files_of_any_dtype(dtype, tmp_path):
+    """Every number as it is there, rotary tables compared as exactly as they are rounded."""
+    model, path = models.build(num_layers=1), tmp_path / "model.safetensors"
+    convert.save_safetensors(model, path, dtype=dtype, include_rope_inv_freq=True)
+    loaded = convert.load_from_pretrained(path, model.config)
+    for name, value in named_parameters(loaded).items():
+        given = np.asarray(named_parameters(model)[name])
+        rounded = given if is_sensitive(name) else given.astype(convert.tensors.as_dtype(dtype)).astype(np.float32)
+        np.testing.assert_array_equal(value, rounded, err_msg=name)
+    state = convert.convert_jax_to_torch(model, dtype=dtype, include_rope_inv_freq=True)
+    state[ROPE] = (state[ROPE].double() * (1 + 3 * max(2e-6, torch.finfo(dtype).eps))).to(dtype)
+    with pytest.raises(ValueError, match="does not match rope_base"):
+        convert.load_weights_from_torch(model, state)
+
+
+@pytest.mark.parametrize(
+    ("other", "wider", "little"),
+    [(torch.float64, "lm_head.weight", 1e-12), (torch.bfloat16, "model.embed.weight", 1e-4)],
+)
+def test_a_tied_head_of_another_dtype(other, wider, little):
+    """It is the embedding if its numbers are, whatever they are stored in; a difference counts that one cannot hold."""
+    model = models.build(num_layers=1)
+    state = convert.convert_jax_to_torch(model)
+    embedding = state["model.embed.weight"].to(torch.bfloat16)
+    state |= {"model.embed.weight": embedding.float(), "lm_head.weight": embedding.to(other)}
+    loaded = convert.load_weights_from_torch(model, state)
+    np.testing.assert_array_equal(loaded.model.embed.weight, embedding.float().numpy())
+    state[wider][1, 1] *= 1 + little
+    with pytest.raises(ValueError, match="differs from the embedding"):
+        convert.load_weights_from_torch(model, state)
+
+
+def test_state_dicts_that_are_none():
+    model, norm = models.build(num_layers=1), "model.norm.weight"
+    state = convert.convert_jax_to_torch(model)
+    for changes, message in (
+        ({3: state[norm]}, "tensors by name, got the key 3"),
+        ({norm: state[norm].to_sparse()}, f"{norm} is no ordinary tensor: torch.sparse_coo"),
+        ({norm: state[norm].to("meta")}, f"{norm} is no ordinary tensor: torch.strided, on meta"),
+        ({norm: None}, f"{norm}.*got"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert.load_weights_from_torch(model, state | changes)
+
+
+def test_models_of_the_release_are_not_exported_as_others(tmp_path):
+    model = models.build(num_layers=1, variant="original")
+    for export in (convert.convert_jax_to_torch, lambda m: convert.save_safetensors(m, tmp_path / "a.safetensors")):
+        with pytest.raises(ValueError, match=r"no models of variant='original'; use convert\.save_original_checkpoint"):
+            export(model)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_exported_weights_are_nobody_elses():
     """Neither do torch's in-place updates reach the model, nor the other way round."""
     model = models.build(num_layers=1)
@@ -202,6 +256,19 @@ def test_pickles_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r"megalodon-pallas\[torch\]"):
         convert.load_from_pretrained(tmp_path / "model.pt", models.config(), allow_pickle_checkpoint=True)
+
+
+def test_flipped_bytes_in_the_directory_of_a_pickle(tmp_path):
+    """Which make zipfile take stored bytes for compressed ones, or the file for one of several."""
+    config, path = models.config(num_layers=1), tmp_path / "model.pt"
+    torch.save({"x": torch.arange(64.0)}, path)
+    whole = path.read_bytes()
+    entry, locator = whole.index(b"PK\x01\x02"), whole.index(b"PK\x06\x07")
+    for place, values in ((entry + 10, (8, 12, 14)), (locator + 16, (3,)), (entry, (0,))):
+        for value in values:
+            path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+            with pytest.raises(ValueError, match=r"model\.pt is damaged"):
+                convert.load_from_pretrained(path, config, allow_pickle_checkpoint=True)
 
 
 class Unpicklable:

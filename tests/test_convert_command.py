@@ -19,6 +19,7 @@ from megalodon_jax.cli.main import main
 from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.convert import (
     checkpoints,
+    convert_jax_to_torch,
     load_from_pretrained,
     load_original_checkpoint,
     read_config,
@@ -51,6 +52,7 @@ def test_there_and_back_is_bit_exact(name, here, capsys):
     assert convert("b", "c", "--allow-pickle", "--verify") == 0
     said = capsys.readouterr()
     assert said.out.count("float64 PyTorch oracle differ by") == 2
+    assert said.out.count("(relative RMS, 56 tokens, chunks of 8)") == 2
     assert said.out.startswith(f"b ({other}): ")
     assert f"{model.config.parameter_count_breakdown()['total']:,} parameters, float32" in said.out
     assert said.err == ""
@@ -199,10 +201,116 @@ def test_what_a_format_does_not_have(here, capsys):
     ):
         assert convert(*arguments) == 2
         assert message in capsys.readouterr().err
-    os.mkdir("x.tmp")
-    assert convert("a", "x") == 2
-    assert "x.tmp is there already: another process writes it, or was killed" in capsys.readouterr().err
-    assert sorted(os.listdir()) == ["a", "b", "h", "x.tmp"]
+    assert sorted(os.listdir()) == ["a", "b", "h"]
+
+
+def test_the_config_of_an_interrupted_save(here, monkeypatch):
+    """New weights, whose config has not been moved to its place: convert reads what load_checkpoint does."""
+    save_checkpoint(models.build(num_layers=1), "a")
+    new, replace = models.build(num_layers=1, num_heads=1), os.replace
+
+    def crash(source, target):
+        if target.name == "config.json":
+            raise OSError("power cut")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        with pytest.raises(OSError, match="power cut"):
+            save_checkpoint(new, "a")
+    assert load_checkpoint("a").config.num_heads == 1
+    for given, out in (("a", "b"), ("a/model.safetensors", "c")):
+        assert convert(given, out) == 0
+        assert load_checkpoint(out).config == new.config
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_heads", 1), ("chunk_size", 4), ("norm_num_groups", 8), ("rope_base", 500.0), ("norm_eps", 0.1),
+     ("rescale_nffn", True), ("scale_emb", True), ("pad_token_id", 3)],
+)  # fmt: skip
+def test_our_files_carry_their_config(field, value, here, capsys):
+    """What leaves no trace in the shapes: given by --config, or in config.json beside them."""
+    model = models.build(num_layers=1)
+    save_checkpoint(model, "a")
+    fields = json.loads(Path("a/config.json").read_text())
+    Path("other.json").write_text(json.dumps(fields | {field: value}))
+    assert convert("a", "b", "--config", "other.json") == 2
+    before = fields[field] if field != "rope_base" else model.config.effective_rope_base
+    assert f"{field} is {value} in the config and {before} in the weights" in capsys.readouterr().err
+    Path("other.json").replace("a/config.json")
+    assert convert("a", "b") == 2
+    assert f"{field} is {value} in the config" in capsys.readouterr().err
+    assert os.listdir() == ["a"]
+
+
+def test_a_config_that_says_the_same_in_other_words(here):
+    """That of megalodon-hf has no compute_dtype; options of training are nobody's weights."""
+    model = models.build(num_layers=1, compute_dtype="bfloat16", param_dtype="bfloat16")
+    save_checkpoint(model, "a")
+    assert convert("a", "b", "--to", "hf") == 0
+    fields = json.loads(Path("b/config.json").read_text())
+    Path("hf.json").write_text(json.dumps(fields | {"dropout": 0.25}))
+    assert convert("a", "c", "--config", "hf.json") == 0
+    assert load_checkpoint("c").config.dropout == 0.25
+
+
+def test_fields_that_a_format_has_no_place_for(here, capsys):
+    save_checkpoint(models.build(num_layers=1, compute_dtype="bfloat16", scan_layers=True), "a")
+    assert convert("a", "b", "--to", "hf") == 0
+    said = "not kept, config.json of hf has no place for it: compute_dtype bfloat16, scan_layers True\n"
+    assert said in capsys.readouterr().out
+    save_checkpoint(models.build(num_layers=1), "c")
+    assert convert("c", "d", "--to", "hf") == convert("c", "e") == 0
+    assert "not kept" not in capsys.readouterr().out
+    pytest.importorskip("torch", reason="torch is not installed")
+    save_checkpoint(models.build(num_layers=1, variant="original", max_cache_len=16, eos_token_id=7), "f")
+    assert convert("f", "g", "--to", "original") == 0
+    assert "of original has no place for it: max_cache_len 16, eos_token_id 7\n" in capsys.readouterr().out
+
+
+def test_the_format_is_that_of_the_names_in_the_files(here, capsys):
+    """Not of the file's name, nor of what else lies beside it."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    model, release = models.build(num_layers=1), models.build(num_layers=1, variant="original")
+    save_checkpoint(model, "a")
+    torch.save(convert_jax_to_torch(model), "m.pth")
+    assert convert("m.pth", "b", "--allow-pickle", "--config", "a/config.json") == 0
+    Path("a/consolidated.00.pth").write_bytes(b"stray")
+    assert convert("a", "c") == 0
+    save_original_checkpoint(release, "r")
+    Path("r/consolidated.pth").rename("r/model.pt")
+    assert convert("r/model.pt", "d", "--allow-pickle") == 0
+    for out, expected in (("b", model), ("c", model), ("d", release)):
+        models.assert_same(load_checkpoint(out), expected)
+    assert convert("r/model.pt", "e", "--allow-pickle", "--config", "a/config.json") == 2
+    assert "a checkpoint of the CUDA release needs variant='original', got 'hf'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "dtype of c/consolidate_config.json is None, expected one of fp32, bf16, fp16; correct it, or choose"),
+        ('{"dtype": ["fp32"]}', r"dtype of c/consolidate_config.json is \['fp32'\], expected"),
+        ('{"dtype": "fp32", "dtype": "bf16"}', "c/consolidate_config.json: dtype is in it twice"),
+        ("[]", "c/consolidate_config.json must be a JSON object, got list"),
+        ("x", "c/consolidate_config.json: Expecting value"),
+        ("[" * 100_000, "c/consolidate_config.json: .*recursion"),
+    ],
+)
+def test_bad_consolidations(text, message, here, unhooked):
+    os.mkdir("c")
+    Path("c/config.json").write_text(json.dumps({"model": {"vocab_size": 7}}))
+    Path("c/consolidate_config.json").write_text(text)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        read_config("c/config.json")
+    assert read_config("c/config.json", "bfloat16").param_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(("chunk", "tokens"), [(8, 56), (512, 560), (2048, 48)])
+def test_verified_tokens_reach_into_the_second_chunk(chunk, tokens):
+    """Unless it is far away."""
+    assert verify.length(models.config(chunk_size=chunk)) == tokens
 
 
 def test_weights_that_are_no_numbers_leave_nothing_behind(here, capsys):

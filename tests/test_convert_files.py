@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from megalodon_jax import MegalodonConfig, MegalodonForCausalLM
+from megalodon_jax import MegalodonConfig, MegalodonForCausalLM, atomic, files
 from megalodon_jax.convert import load_from_pretrained, load_weights_from_torch, save_safetensors
 from megalodon_jax.convert.shards import INDEX
 from megalodon_jax.files import TensorFile
@@ -186,6 +187,51 @@ def test_several_files_need_a_new_folder(model, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["there"]
 
 
+def test_new_files_follow_no_link_and_leave_nothing(tmp_path, monkeypatch):
+    """Not even one at the name that the new file has until it is whole; its permissions are what the umask leaves."""
+    path, outside = tmp_path / "a.safetensors", tmp_path / "outside"
+    outside.write_text("mine")
+    monkeypatch.setattr(atomic.secrets, "token_hex", lambda _: "taken")
+    (tmp_path / "a.safetensors.taken.tmp").symlink_to(outside)
+    with pytest.raises(FileExistsError, match="taken"):
+        files.write(path, {}, {})
+    assert outside.read_text() == "mine"
+    assert not path.exists()
+    assert (tmp_path / "a.safetensors.taken.tmp").is_symlink()  # somebody else's
+    monkeypatch.undo()
+    path.symlink_to(outside)
+    mask = os.umask(0o027)
+    try:
+        files.write(path, {"x": np.ones(2)}, {})
+    finally:
+        os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert outside.read_text() == "mine"
+    assert not path.is_symlink()
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file in it"):
+        save_safetensors(models.build(), tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_is_replaced_while_it_is_opened(tmp_path, monkeypatch):
+    """Its bytes are not those of the checksum read before; it is not called damaged."""
+    path = tmp_path / "a.safetensors"
+    files.write(path, {"x": np.ones(2)}, {})
+
+    def other(path, **options):
+        files.write(path, {"x": np.zeros(2)}, {})
+        return safe_open(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "safe_open", other)
+        with pytest.raises(ValueError, match="was replaced while it was opened; load it again"):
+            TensorFile(path)
+    assert not TensorFile(path).read("x").any()
+
+
 def run(program: str, *arguments) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)],
@@ -216,10 +262,12 @@ def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path):
         path, config.to_json(),
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert sorted(os.listdir(tmp_path)) == ["model.safetensors", "model.safetensors.tmp"]
+    there, left = sorted(os.listdir(tmp_path))
+    assert there == "model.safetensors"
+    assert re.fullmatch(r"model\.safetensors\.[0-9a-f]{8}\.tmp", left)
     models.assert_same(load_from_pretrained(path, config), old)
     save_safetensors(old, path)  # what lies beside it is in nobody's way
-    assert os.listdir(tmp_path) == ["model.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == [there, left]
 
 
 def test_torch_is_needed_for_torch_only(tmp_path):

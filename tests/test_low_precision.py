@@ -1,5 +1,7 @@
 """Block-scaled matmuls: formats by hand, products and gradients against float64 products of what was quantised."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -10,6 +12,7 @@ from megalodon_jax.cli import doctor
 from megalodon_jax.low_precision import FORMATS, product, quantize, support
 from megalodon_jax.ops import linear_3d
 from tests import kernel_parity, models
+from tests.streams import stream
 from tests.tolerance import errors
 
 BOTH = list(FORMATS)
@@ -19,7 +22,7 @@ def values(x, name):
     """What the quantised numbers are, in float64."""
     elements, scales, whole = quantize(x, name)
     wide = np.repeat(np.asarray(scales).astype(np.float64), FORMATS[name].block, axis=1)
-    return np.asarray(elements).astype(np.float64) * wide * float(whole)
+    return np.asarray(elements).astype(np.float64) * wide * np.asarray(whole, np.float64)[:, None]
 
 
 def random(*shape, seed=0, spread=3.0):
@@ -38,7 +41,8 @@ def test_formats(name):
     assert scales.shape == (5, elements.shape[1] // form.block)
     assert not np.asarray(elements[:, 70:]).astype(np.float32).any()
     assert np.abs(np.asarray(elements).astype(np.float32)).max() <= form.largest
-    assert (whole == 1.0) == (name == "mxfp8")
+    assert whole.shape == (5,)
+    assert (np.asarray(whole) == 1.0).all() == (name == "mxfp8")
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -54,7 +58,9 @@ def test_every_element_is_the_nearest(name):
         table = np.concatenate([table, -table])
     table = np.asarray(table).astype(np.float64)
     table = table[np.isfinite(table)]
-    scale = np.repeat(np.asarray(scales).astype(np.float64), form.block, axis=1) * float(whole)
+    scale = (
+        np.repeat(np.asarray(scales).astype(np.float64), form.block, axis=1) * np.asarray(whole, np.float64)[:, None]
+    )
     nearest = np.abs(x[..., None] / scale[..., None] - table).min(-1)
     found = np.abs(x / scale - np.asarray(elements).astype(np.float64))
     np.testing.assert_allclose(found, nearest, atol=1e-5)
@@ -83,14 +89,43 @@ def test_what_is_not_finite_stays_so(name, bad):
 
 @pytest.mark.parametrize("name", BOTH)
 def test_nothing_gives_nothing(name):
-    assert product(jnp.ones((0, 40)), random(5, 40), name).shape == (0, 5)
+    """An empty batch; and sums over nothing are zero, so are those of its gradients."""
+    empty, w = jnp.ones((0, 40)), random(5, 40)
+    y, pull = jax.vjp(lambda x, w: product(x, w, name), empty, w)
+    dx, dw = pull(y)
+    assert (y.shape, dx.shape) == ((0, 5), (0, 40))
+    np.testing.assert_array_equal(dw, np.zeros((5, 40)))
+    np.testing.assert_array_equal(product(jnp.ones((3, 0)), jnp.ones((5, 0)), name), np.zeros((3, 5)))
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_row_is_quantised_by_itself(name):
+    """What else is in the batch, as large as it may be, changes nothing."""
+    x = random(4, 70)
+    for together, alone in zip(quantize(x.at[0].mul(1e6), name), quantize(x[1:], name), strict=True):
+        np.testing.assert_array_equal(np.asarray(together[1:], np.float32), np.asarray(alone, np.float32))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", BOTH)
+def test_a_model_stays_causal(name):
+    """A token sees neither later tokens nor other rows, and a stream may be cut anywhere."""
+    model, ids = models.build(num_layers=1, gemm_backend=name), models.ids()
+    logits, _ = model(ids)
+    changed, _ = model(ids.at[:, -1].set(7).at[1, 5:].add(3))
+    assert errors(changed[0, :-1], logits[0, :-1])[0] < 1e-5
+    assert errors(changed[1, :5], logits[1, :5])[0] < 1e-5
+    assert errors(model(ids[:1])[0], logits[:1])[0] < 1e-5
+    assert errors(stream(model, ids, (5, 1, 1, 14))[0], logits)[0] < 1e-5
 
 
 @pytest.mark.parametrize("name", BOTH)
 def test_product_is_that_of_the_quantised_numbers(name):
+    """Also compiled, where a compiler could fold the rounding away."""
     x, w = random(6, 100), random(9, 100, seed=1)
     exact = values(x, name) @ values(w, name).T
     assert errors(product(x, w, name), exact)[0] < 1e-6
+    np.testing.assert_array_equal(jax.jit(partial(product, name=name))(x, w), product(x, w, name))
     relative = errors(product(x, w, name), np.asarray(x, np.float64) @ np.asarray(w, np.float64).T)[0]
     assert relative < {"mxfp8": 0.08, "nvfp4": 0.25}[name]
 
@@ -107,16 +142,23 @@ def test_gradients_are_products_of_quantised_numbers(name):
     assert errors(dx, np.asarray(dy, np.float64) @ np.asarray(w, np.float64))[0] < {"mxfp8": 0.08, "nvfp4": 0.25}[name]
 
 
-def test_the_library_agrees():
-    """Where jax's own block-scaled product has a lowering for CPU; mxfp8, whose scales need no choice."""
+@pytest.mark.parametrize("name", BOTH)
+def test_the_library_agrees(name):
+    """jax's own quantiser and block-scaled product, where they have a lowering for CPU.
+
+    nvfp4 has one scale for a tensor there and one for a row here: the rows have the same largest number.
+    """
     if jax.__version_info__ < (0, 11):
         pytest.skip("jax.nn.scaled_dot_general has no CPU lowering before jax 0.11")
-    x, w = random(1, 6, 128).reshape(1, 6, 128), random(1, 9, 128).reshape(1, 9, 128)
-    config = jax.nn.get_scaled_dot_general_config("mxfp8")
+    x, w = random(6, 128), random(9, 128, seed=1)
+    if name == "nvfp4":
+        x, w = (a.at[:, 3].set(jnp.abs(a).max()) for a in (x, w))
+    wholes = [None if name == "mxfp8" else quantize(a, name)[2][:1] for a in (x, w)]
+    configs = [jax.nn.get_scaled_dot_general_config(name, whole) for whole in (*wholes, wholes[0])]
     theirs = jax.nn.scaled_dot_general(
-        x, w, (((2,), (2,)), ((0,), (0,))), preferred_element_type=jnp.float32, configs=[config] * 3
+        x[None], w[None], (((2,), (2,)), ((0,), (0,))), preferred_element_type=jnp.float32, configs=configs
     )
-    assert errors(product(x[0], w[0], "mxfp8"), theirs[0])[0] < 0.05
+    assert errors(product(x, w, name), theirs[0])[0] < 1e-6
 
 
 @pytest.mark.parametrize("name", kernel_parity.first(BOTH, 1))

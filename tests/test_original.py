@@ -212,9 +212,17 @@ def test_shards_that_do_not_fit(message, change, oracle):
 
 
 def test_folders_of_shards_that_are_not_whole(tmp_path):
-    for text in ("", "[]", '{"model_parallel_size": 0}', '{"model_parallel_size": "2"}'):
+    for text, message in (
+        ("", "Expecting value"),
+        ("[]", "must be a JSON object, got list"),
+        ("{}", "does not say into how many files.*is None"),
+        ('{"model_parallel_size": 0}', "does not say into how many files.*is 0"),
+        ('{"model_parallel_size": "2"}', "does not say into how many files.*is '2'"),
+        ('{"model_parallel_size": true}', "does not say into how many files.*is True"),
+        ('{"model_parallel_size": 1, "model_parallel_size": 2}', "model_parallel_size is in it twice"),
+    ):
         (tmp_path / "consolidate_config.json").write_text(text)
-        with pytest.raises(ValueError, match="does not say into how many files"):
+        with pytest.raises(ValueError, match=rf"consolidate_config\.json.*{message}"):
             load_original_checkpoint(tmp_path, config(), allow_pickle_checkpoint=True)
     (tmp_path / "consolidate_config.json").unlink()
     (tmp_path / "consolidated.00.pth").write_text("")

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from megalodon_jax.atomic import require_new
 from megalodon_jax.cli import verify
 from megalodon_jax.cli.errors import CommandError, bad_input
 from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.convert.checkpoints import FORMATS, find_config, open_parameters, write_checkpoint
 from megalodon_jax.convert.config_files import read_config
 from megalodon_jax.convert.pickles import require_safe_torch
-from megalodon_jax.files import Pending, require_new
+from megalodon_jax.files import Pending
 from megalodon_jax.precision import is_sensitive
 
 
@@ -70,20 +71,26 @@ def run(options: argparse.Namespace) -> None:
         parameters = open_parameters(options.checkpoint, config, options.allow_pickle)
         tensors = form.tensors(parameters, config)
         with _bar(len(tensors)) as advance:
-            write_checkpoint(form, options.out, _counted(tensors, advance), config)
+            lost = write_checkpoint(form, options.out, _counted(tensors, advance), config)
     count = sum(int(np.prod(tensor.shape)) for tensor in parameters.values())
     kept = sum(int(np.prod(tensor.shape)) for name, tensor in parameters.items() if is_sensitive(name))
     print(
         f"{options.out} ({options.to}): {len(tensors)} tensors, {count:,} parameters, {config.param_dtype.name} "
         f"({kept:,} of them float32 always), {_size(options.out):.1f} MB"
     )
+    if lost:
+        said = ", ".join(f"{name} {value}" for name, value in lost.items())
+        print(f"not kept, config.json of {options.to} has no place for it: {said}")
     if options.verify:
         _verify(options, config, parameters)
 
 
 def _verify(options: argparse.Namespace, config: MegalodonConfig, parameters: Mapping[str, Pending]) -> None:
     found = verify.logit_error(parameters, config, options.out)
-    said = f"logits of IN here and of OUT in the float64 PyTorch oracle differ by {found:.1e} (relative RMS)"
+    said = (
+        f"logits of IN here and of OUT in the float64 PyTorch oracle differ by {found:.1e} (relative RMS, "
+        f"{verify.length(config)} tokens, chunks of {config.chunk_size})"
+    )
     if not found <= verify.BOUND:
         raise CommandError(f"{said}, more than {verify.BOUND:.0e}; do not use {options.out}, and report this")
     print(f"{said}; the bound is {verify.BOUND:.0e}")

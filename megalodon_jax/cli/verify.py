@@ -19,7 +19,13 @@ from megalodon_jax.files import Pending
 from megalodon_jax.model.abstract import abstract_model
 
 BOUND = 1e-4  # a wrong tensor or layout gives about 1; float32 arithmetic 1e-6 in few layers, 1e-5 in many
-_LENGTH = 48
+_SHORT, _LONG = 48, 1024  # tokens: enough to show a mistake in the weights; what a CPU can do of a large model
+
+
+def length(config: MegalodonConfig) -> int:
+    """How many tokens are compared: into the second chunk, unless chunks are long."""
+    beyond = config.chunk_size + _SHORT
+    return beyond if beyond <= _LONG else _SHORT
 
 
 def require_torch() -> None:
@@ -44,7 +50,7 @@ def logit_error(parameters: Mapping[str, Pending], config: MegalodonConfig, out:
     exact = dataclasses.replace(config, param_dtype="float32", compute_dtype="float32", gemm_backend="default")
     leaves = [jnp.asarray(one.make(), jnp.float32) for one in parameters.values()]
     model = jax.tree.unflatten(jax.tree.structure(abstract_model(exact)[0]), leaves)
-    ids = np.random.default_rng(0).integers(min(1, config.vocab_size - 1), config.vocab_size, (1, _LENGTH))
+    ids = np.random.default_rng(0).integers(min(1, config.vocab_size - 1), config.vocab_size, (1, length(config)))
     logits, _ = model(jnp.asarray(ids, jnp.int32))
     with torch.no_grad():
         truth = _oracle(exact, out)(torch.tensor(ids))

@@ -2,7 +2,8 @@
 
 state_dict, shards, pretrained     megalodon-hf: names in memory; files, one or several
 original*                          the CUDA release: names, reading, writing
-config_files, checkpoints          config.json and whole checkpoints, from any of three formats to any
+config_files, consolidation        config.json of any of three formats; what the release has beside it
+checkpoints                        whole checkpoints, from any of three formats to any
 loading, sizes                     what is given compared with the config, then read
 tensors, pickles                   what torch is needed for
 """

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from megalodon_jax.config import MegalodonConfig
-from megalodon_jax.files import unique
+from megalodon_jax.convert.consolidation import CONSOLIDATION, release_dtype
+from megalodon_jax.json_files import read_object
 
-CONFIG, CONSOLIDATION = "config.json", "consolidate_config.json"
-RELEASE_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+CONFIG = "config.json"
 _SHARED = (
     "vocab_size", "model_dim", "num_layers", "num_heads", "z_dim", "value_dim", "ffn_hidden_dim", "cema_ndim",
     "chunk_size", "norm_num_groups", "norm_eps", "norm_affine", "rope_base", "swiglu", "rescale_nffn", "scale_emb",
@@ -38,12 +38,13 @@ def read_config(path: str | os.PathLike, param_dtype: str | None = None) -> Mega
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give one with the config of the model")
+    fields = read_object(path)
+    release = isinstance(fields.get("model"), dict)
+    if release and param_dtype is None:
+        param_dtype = release_dtype(path.with_name(CONSOLIDATION))
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-        if not isinstance(fields, dict):
-            raise ValueError(f"config must be a JSON object, got {type(fields).__name__}")
-        if isinstance(fields.get("model"), dict):
-            fields = _from_original(fields["model"], param_dtype or _release_dtype(path.with_name(CONSOLIDATION)))
+        if release:
+            fields = _from_original(fields["model"], param_dtype)
         elif "model_type" in fields:
             fields = _from_hf(fields, param_dtype)
         elif param_dtype is not None:
@@ -64,7 +65,7 @@ def _from_hf(fields: dict[str, Any], param_dtype: str | None) -> dict[str, Any]:
     return known | {"use_checkpoint": fields.get("gradient_checkpointing", False), "param_dtype": dtype}
 
 
-def _from_original(fields: dict[str, Any], param_dtype: str) -> dict[str, Any]:
+def _from_original(fields: dict[str, Any], param_dtype: str | None) -> dict[str, Any]:
     known = (*_SHARED, "share_emb", *_SETTINGS)
     if unknown := sorted(fields.keys() - set(known)):
         raise ValueError(f"unknown field {', '.join(unknown)} of the model; the fields are {', '.join(sorted(known))}")
@@ -77,21 +78,11 @@ def _from_original(fields: dict[str, Any], param_dtype: str) -> dict[str, Any]:
     return kept | {
         "variant": "original",
         "pad_token_id": None,
-        "param_dtype": _not_float16(param_dtype),
+        "param_dtype": _not_float16(param_dtype or "float32"),
         "init_mode": "kaiming" if kept["init_mode"] == "he" else kept["init_mode"],
         "use_checkpoint": given.get("layerwise_ckpt", False),
         "attention_dropout_mode": "post_softmax" if attention is None else "dropkey",
     }
-
-
-def _release_dtype(consolidation: Path) -> str:
-    """The dtype of the files beside a config of the release, float32 where nothing says it."""
-    if not consolidation.is_file():
-        return "float32"
-    short = json.loads(consolidation.read_text(encoding="utf-8"))["dtype"]
-    if short not in RELEASE_DTYPES:
-        raise ValueError(f"dtype of {consolidation} is {short!r}, expected one of {', '.join(RELEASE_DTYPES)}")
-    return RELEASE_DTYPES[short]
 
 
 def _not_float16(dtype: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.convert.sizes import require_fit
-from megalodon_jax.convert.tensors import as_numpy, cast, require_finite
+from megalodon_jax.convert.tensors import as_numpy, cast, require_finite, require_ordinary
 from megalodon_jax.files import Pending, Signature
 from megalodon_jax.model import MegalodonForCausalLM
 from megalodon_jax.model.abstract import abstract_model
@@ -37,18 +37,25 @@ class Tensors(Protocol):
 
 
 class InMemory:
-    """A state dict of torch tensors or arrays as `Tensors`."""
+    """A state dict of torch tensors or arrays as `Tensors`.
+
+    Raises:
+        ValueError: a key that is no name, a tensor that is sparse or has no memory.
+    """
 
     def __init__(self, state_dict: Mapping[str, Any]):
         self._state_dict = state_dict
-        self.signatures = {name: _signature(value) for name, value in state_dict.items()}
+        self.signatures = {name: _signature(name, value) for name, value in state_dict.items()}
 
     def read(self, name: str) -> np.ndarray:
         """One tensor."""
         return as_numpy(self._state_dict[name])
 
 
-def _signature(value: Any) -> Signature:
+def _signature(name: Any, value: Any) -> Signature:
+    if not isinstance(name, str):
+        raise ValueError(f"a state dict has tensors by name, got the key {name!r}")
+    require_ordinary(name, value)
     value = value if hasattr(value, "dtype") else np.asarray(value)
     return tuple(value.shape), str(value.dtype).removeprefix("torch.")
 

@@ -1,6 +1,5 @@
 """Checkpoints of the CUDA release: one file consolidated.pth, or consolidated.NN.pth for each of several GPUs."""
 
-import json
 import math
 import os
 import re
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from megalodon_jax.config import MegalodonConfig
-from megalodon_jax.convert.config_files import CONSOLIDATION
+from megalodon_jax.convert.consolidation import CONSOLIDATION, shard_count
 from megalodon_jax.convert.loading import Tensors, load_model
 from megalodon_jax.convert.original_names import cut_axis, here, is_prior, last_axis, part
 from megalodon_jax.convert.pretrained import open_checkpoint, with_dtype
@@ -43,10 +42,28 @@ def load_original_checkpoint(
 
 def open_original(path: str | os.PathLike, config: MegalodonConfig, allow_pickle_checkpoint: bool) -> "Original":
     """The tensors of a checkpoint of the release under our names; errors as in `load_original_checkpoint`."""
+    return as_original([open_checkpoint(file, allow_pickle_checkpoint) for file in _files(Path(path))], config)
+
+
+def as_original(shards: list[Tensors], config: MegalodonConfig) -> "Original":
+    """The tensors of a checkpoint of the release, whose files are open, under our names.
+
+    Raises:
+        ValueError: another variant, or as in `Original`.
+    """
     if config.variant != "original":
         raise ValueError(f"a checkpoint of the CUDA release needs variant='original', got {config.variant!r}")
-    shards = [open_checkpoint(file, allow_pickle_checkpoint) for file in _files(Path(path))]
     return Original(shards, config.norm_num_groups)
+
+
+def is_part(path: Path) -> bool:
+    """Is it, by its name, one of several files of the release?"""
+    return re.fullmatch(r"consolidated\.\d+\.pth", path.name) is not None
+
+
+def holds_release(folder: Path) -> bool:
+    """Are there files of the release in a folder?"""
+    return any(folder.glob("consolidated*.pth")) or (folder / CONSOLIDATION).exists()
 
 
 class Original:
@@ -122,7 +139,7 @@ def _said(signature: Signature) -> str:
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
-        if re.fullmatch(r"consolidated\.\d+\.pth", path.name):
+        if is_part(path):
             raise ValueError(f"{path} is one of several files of a model; give their folder")
         return [path]
     config = path / CONSOLIDATION
@@ -130,12 +147,7 @@ def _files(path: Path) -> list[Path]:
         if any(path.glob("consolidated.*.pth")):
             raise FileNotFoundError(f"{path} holds shards, but no {CONSOLIDATION} that says how many")
         return [path / CONSOLIDATED]
-    try:
-        count = json.loads(config.read_text(encoding="utf-8"))["model_parallel_size"]
-        if not isinstance(count, int) or not 1 <= count <= 1024:
-            raise TypeError(f"model_parallel_size is {count!r}, expected an integer from 1 on")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{config} does not say into how many files the model is cut: {error}") from error
+    count = shard_count(config)
     if count == 1:
         return [path / CONSOLIDATED]
     return [path / f"consolidated.{number:02d}.pth" for number in range(count)]

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from megalodon_jax.atomic import new_folder, write_text
 from megalodon_jax.config import MegalodonConfig
-from megalodon_jax.convert.config_files import CONFIG, CONSOLIDATION, RELEASE_DTYPES, original_json
+from megalodon_jax.convert.config_files import CONFIG, original_json
+from megalodon_jax.convert.consolidation import CONSOLIDATION, RELEASE_DTYPES
 from megalodon_jax.convert.loading import rotary_tables
 from megalodon_jax.convert.original import CONSOLIDATED
 from megalodon_jax.convert.original_names import PRIORS, there
@@ -17,7 +19,7 @@ from megalodon_jax.convert.pretrained import with_dtype
 from megalodon_jax.convert.sizes import ROTARY
 from megalodon_jax.convert.state_dict import parameters_of, with_head
 from megalodon_jax.convert.tensors import as_torch
-from megalodon_jax.files import Pending, new_folder, write_text
+from megalodon_jax.files import Pending
 from megalodon_jax.model import MegalodonForCausalLM
 
 _SHORT = {dtype: short for short, dtype in RELEASE_DTYPES.items()}

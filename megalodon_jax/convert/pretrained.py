@@ -9,13 +9,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from megalodon_jax.atomic import new_folder
 from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.convert.loading import Tensors, load_model
 from megalodon_jax.convert.pickles import open_pickle
 from megalodon_jax.convert.shards import INDEX, METADATA, WEIGHTS, Shards, write_pretrained
 from megalodon_jax.convert.state_dict import exported
 from megalodon_jax.convert.tensors import as_dtype
-from megalodon_jax.files import TensorFile, new_folder, write
+from megalodon_jax.files import TensorFile, write
 from megalodon_jax.model import MegalodonForCausalLM
 
 
@@ -36,9 +37,9 @@ def save_safetensors(
             file if all are fewer.
 
     Raises:
-        ValueError: an unsuitable dtype, or max_shard_bytes not positive.
+        ValueError: as there, or max_shard_bytes not positive.
         FileExistsError: the folder is there.
-        OSError: it cannot be written; what was there stays.
+        OSError: it cannot be written, or the file is a folder; what was there stays.
     """
     path, tensors = Path(path), exported(model, dtype, include_rope_inv_freq)
     if max_shard_bytes is None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megalodon_jax.files import Pending, Signature, TensorFile, unique, write, write_text
+from megalodon_jax.atomic import write_text
+from megalodon_jax.files import Pending, Signature, TensorFile, write
+from megalodon_jax.json_files import unique
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 METADATA = {"format": "pt"}  # what transformers asks for

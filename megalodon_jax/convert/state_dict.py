@@ -29,7 +29,16 @@ StateDict = dict[str, Any]  # tensors of torch, or arrays, by name
 
 
 def exported(model: MegalodonForCausalLM, dtype: Any = None, include_rope_inv_freq: bool = False) -> dict[str, Pending]:
-    """The tensors of a model under megalodon-hf's names, each made when it is asked for."""
+    """The tensors of a model under megalodon-hf's names, each made when it is asked for.
+
+    Raises:
+        ValueError: a model that megalodon-hf does not have, or an unsuitable dtype.
+    """
+    if model.config.variant != "hf":
+        raise ValueError(
+            f"megalodon-hf has no models of variant={model.config.variant!r}; "
+            "use convert.save_original_checkpoint, or checkpoint.save_checkpoint for a file of ours"
+        )
     rest = jnp.dtype(jnp.float32) if dtype is None else as_dtype(dtype)
     found = with_head(parameters_of(model, rest), model.config)
     if include_rope_inv_freq:
@@ -63,7 +72,7 @@ def convert_jax_to_torch(
         include_rope_inv_freq: add the rotary frequencies, which a strict load does not expect.
 
     Raises:
-        ValueError: an unsuitable dtype, or one that a weight overflows.
+        ValueError: a model of variant "original", an unsuitable dtype, or one that a weight overflows.
     """
     tensors = exported(model, dtype, include_rope_inv_freq)
     return {name: as_torch(tensor.make()) for name, tensor in tensors.items()}
@@ -76,7 +85,7 @@ def load_weights_from_torch(model: MegalodonForCausalLM, state_dict: Mapping[str
 
     Raises:
         KeyError: a parameter is missing.
-        ValueError: a tensor of another shape, not floating, or with NaN or infinities; an unknown key; a tied head or a
-            rotary table that does not match.
+        ValueError: a tensor of another shape, not floating, sparse, without memory, or with NaN or infinities; an
+            unknown key; a tied head or a rotary table that does not match.
     """
     return load_tensors(model, named_parameters(model), InMemory(state_dict))

@@ -27,6 +27,14 @@ def as_dtype(dtype: Any) -> np.dtype:
     return found
 
 
+def require_ordinary(name: str, value: Any) -> None:
+    """ValueError if a tensor of torch is sparse, or has no memory."""
+    if is_torch(value) and (str(value.layout) != "torch.strided" or value.device.type == "meta"):
+        raise ValueError(
+            f"{name} is no ordinary tensor: {value.layout}, on {value.device.type}; expected a dense one with values"
+        )
+
+
 def require_finite(name: str, value: np.ndarray) -> None:
     """ValueError if there is a NaN or an infinity."""
     if not np.isfinite(value).all():
@@ -49,9 +57,14 @@ def cast(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return found
 
 
+def is_torch(value: Any) -> bool:
+    """Is it a tensor of torch?"""
+    return type(value).__module__.startswith("torch")
+
+
 def as_numpy(value: Any) -> np.ndarray:
     """A torch tensor, or anything array-like, as a NumPy array."""
-    if not type(value).__module__.startswith("torch"):
+    if not is_torch(value):
         return np.asarray(value)
     value, name = value.detach().cpu(), str(value.dtype).removeprefix("torch.")
     if name not in _BITS:

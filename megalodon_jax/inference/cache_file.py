@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from megalodon_jax.comparing import resolved
 from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.files import TensorFile, write
 from megalodon_jax.inference.cache import init_cache
@@ -66,13 +67,7 @@ def load_cache(path: str | os.PathLike, config: MegalodonConfig) -> ModelCache:
 
 def _meaning(config: MegalodonConfig) -> dict:
     """What the states depend on, each said in one way."""
-    effective = {
-        "max_cache_len": config.effective_max_cache_len,
-        "rope_base": config.effective_rope_base,
-        "output_size": config.effective_output_size,
-        "share_emb": config.tied,
-    }
-    return {name: value for name, value in (vars(config) | effective).items() if name not in _NO_MATTER}
+    return {name: value for name, value in resolved(config).items() if name not in _NO_MATTER}
 
 
 def _require_fit(cache: ModelCache, config: MegalodonConfig) -> None:
