@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from megalodon_jax.counting import parameter_counts
+from megalodon_jax.remat import POLICIES, Remat
 from reference.dropout import DROPOUT_MODES, DropoutMode
 
 InitMode = Literal["gaussian", "xavier", "he", "bert", "kaiming", "none"]
@@ -43,7 +44,8 @@ class MegalodonConfig:
     agree. `pad_token_id` as an int makes that token embed to zero; use None for byte vocabularies.
     `max_cache_len` other than chunk_size, or `cache_unbounded`, makes cached attention a sliding window of
     `max_cache_len` keys. `scan_layers` runs the layers of an uncached call as one scanned block, so that compile time
-    does not grow with depth.
+    does not grow with depth. `remat` is what a block keeps for its backward (`megalodon_jax.remat`); None stands for
+    "block" with `use_checkpoint` where `deterministic=False`, else for "none".
 
     `variant="original"` is the model of the CUDA release: TimestepNorm over all features of a group, interleaved rotary
     pairs, no bias in wh2, fc1, fc2 and fc3, gains of all norms stored minus one, a learned vector for `rescale_nffn`,
@@ -93,6 +95,7 @@ class MegalodonConfig:
     variant: Variant = "hf"
     scan_layers: bool = False
     attention_dropout_mode: DropoutMode = "post_softmax"
+    remat: Remat | None = None
 
     def __post_init__(self):
         for name in _SIZES:
@@ -146,6 +149,10 @@ class MegalodonConfig:
         )
         self._require(self.variant in ("hf", "original"), "variant must be 'hf' or 'original', got {variant!r}")
         self._require(
+            self.remat is None or self.remat in POLICIES,
+            "remat must be None, 'none', 'kernels' or 'block', got {remat!r}",
+        )
+        self._require(
             self.attention_dropout_mode in DROPOUT_MODES,
             "attention_dropout_mode must be 'post_softmax' or 'dropkey', got {attention_dropout_mode!r}",
         )
@@ -168,6 +175,12 @@ class MegalodonConfig:
     def effective_rope_base(self) -> float:
         """rope_base, 10000 if None."""
         return 10000.0 if self.rope_base is None else self.rope_base
+
+    def remat_policy(self, deterministic: bool) -> Remat:
+        """What a block keeps for its backward."""
+        if self.remat is not None:
+            return self.remat
+        return "block" if self.use_checkpoint and not deterministic else "none"
 
     @property
     def effective_max_cache_len(self) -> int:

@@ -1,6 +1,6 @@
 """Matrix products under the dtype policy: operands in compute_dtype, sums in accum_dtype, result in compute_dtype.
 
-    y = x W^T + b          dx = dy W        dW = dy^T x  (rounded to the dtype of the parameter alone)        db = sum dy
+    y = x W^T + b        dx = dy W        dW = dy^T x, rounded to nothing but the dtype of W        db = sum dy
 
 A float32 product is a float32 product: the highest precision is asked for, so that Ampere and later GPUs do not use
 TF32 behind the caller's back. A bfloat16 product has bfloat16 operands in the backward too, where JAX's own rule would

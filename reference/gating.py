@@ -1,6 +1,6 @@
 """What a gate does to attention, in float32.
 
-    silu(x) = x sigmoid(x)        values = silu(v + v_bias)        result = o silu(gate + gate_bias)
+silu(x) = x sigmoid(x)        values = silu(v + v_bias)        result = o silu(gate + gate_bias)
 """
 
 from typing import NamedTuple

@@ -265,13 +265,13 @@ def chunked_attention_vjp(
     return gradients
 
 
-def gated_attention(q, k, v, gate, *, v_bias=0.0, gate_bias=0.0, **kwargs):
+def gated_attention(q, k, v, gate, *, v_bias, gate_bias, **kwargs):
     """g [B, L, H, V] in float64; other arguments as in `chunked_attention`, whose cached values are activated ones."""
     o = chunked_attention(q, k, _silu(np.asarray(v, np.float64) + v_bias), **kwargs)
     return o * _silu(np.asarray(gate, np.float64) + gate_bias)
 
 
-def gated_attention_vjp(q, k, v, gate, *, v_bias=0.0, gate_bias=0.0, do, **kwargs):
+def gated_attention_vjp(q, k, v, gate, *, v_bias, gate_bias, do, **kwargs):
     """Gradients of sum(g do): those of `chunked_attention_vjp`, and over gate, v_bias and gate_bias."""
     raw, opening = np.asarray(v, np.float64) + v_bias, np.asarray(gate, np.float64) + gate_bias
     o = chunked_attention(q, k, _silu(raw), **kwargs)

@@ -114,7 +114,13 @@ def alike(call: TritonCall) -> list[tuple[list[int], int]]:
 def cached(spec: Spec) -> set[tuple[int, ...]]:
     """Shapes of scale and shift, of bias, of positions and of the angles of their digits."""
     arrays = spec.arrays()
-    return {arrays["scale"].shape, arrays["scale"].shape[1:], arrays["positions"].shape, (1, spec.length), (4, spec.depth // 2)}
+    return {
+        arrays["scale"].shape,
+        arrays["scale"].shape[1:],
+        arrays["positions"].shape,
+        (1, spec.length),
+        (4, spec.depth // 2),
+    }
 
 
 def least_multiply_adds(spec: Spec, mode: str) -> int:

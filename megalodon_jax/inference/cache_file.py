@@ -22,7 +22,7 @@ from megalodon_jax.types import AttentionCache, EMAState, LayerCache, ModelCache
 FORMAT = "megalodon-jax-cache-1"
 _NO_MATTER = {
     "attention_dropout", "attention_dropout_mode", "bos_token_id", "dropout", "eos_token_id", "hidden_dropout",
-    "init_mode", "max_positions", "scan_layers", "softmax_dtype", "use_checkpoint",
+    "init_mode", "max_positions", "scan_layers", "remat", "softmax_dtype", "use_checkpoint",
 }  # fmt: skip
 _PARTS = {"attn": AttentionCache, "norm": NormState, "ema": EMAState}
 

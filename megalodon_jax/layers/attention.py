@@ -23,6 +23,7 @@ from megalodon_jax.layers.feedforward import NormalizedFFN
 from megalodon_jax.layers.norms import RMSNorm
 from megalodon_jax.layers.timestep_norm import TimestepNorm, time_norm
 from megalodon_jax.ops import apart, linear_3d, matmul_3d_weight
+from megalodon_jax.remat import of_operation
 from megalodon_jax.types import EMAState, LayerCache
 from megalodon_jax.utils import reinit_linear_weights
 from reference.dropout import DropoutMode
@@ -143,18 +144,21 @@ class MegalodonAttention(eqx.Module):
         cache = LayerCache() if cache is None else cache
         x = x.astype(self.compute_dtype)
         normed, norm_state = self.timenorm(x, cache.norm, mask, segment_ids=segment_ids)
+        normed = of_operation(normed)
         h_init = None if cache.ema is None else cache.ema.h
         smooth, h = self.cema(normed, h_init, return_cache, mask, segment_ids=ema_segments, coefficients=coefficients)
-        mean = dropout(eqx.filter_checkpoint(self.rmsnorm)(smooth), self.hidden_dropout, deterministic, mean_key)
+        mean = eqx.filter_checkpoint(self.rmsnorm)(of_operation(smooth))
+        mean = dropout(mean, self.hidden_dropout, deterministic, mean_key)
 
         z = self._heads(self._product(self.wz, apart(mean, 1)))
         v = self._heads(self._product(self.wv, normed))
         gate = Gate(self._heads(self._product(self.wr, apart(mean, 2))), self._bias(self.wv), self._bias(self.wr))
         out, attention_cache, position = self.inner.from_projection(
-            z, v, gate, *self._scale_and_shift(), self._bias(self.wz), self.norm_eps, cache.attn, mask, return_cache, deterministic, attention_key,
+            z, v, gate, *self._scale_and_shift(), self._bias(self.wz), self.norm_eps,
+            cache.attn, mask, return_cache, deterministic, attention_key,
             segment_ids=segment_ids, position_ids=position_ids,
         )  # fmt: skip
-        gated = dropout(out.reshape(*out.shape[:2], -1), self.hidden_dropout, deterministic, gate_key)
+        gated = dropout(of_operation(out).reshape(*out.shape[:2], -1), self.hidden_dropout, deterministic, gate_key)
         y = self._linear(self.wh1, mean) + self._linear(self.wh2, gated, number=3)
         y = dropout(y, self.dropout, deterministic, out_key) + x
         if not return_cache:

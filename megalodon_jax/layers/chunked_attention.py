@@ -14,6 +14,7 @@ from megalodon_jax.layers.dropout import require_dropout_key
 from megalodon_jax.layers.ring import check_cache, empty_cache, extend_cache, full_cache
 from megalodon_jax.layers.rotary import RotaryEmbedding
 from megalodon_jax.layers.streaming import attend_cached, attend_newest
+from megalodon_jax.remat import of_operation
 from megalodon_jax.types import AttentionCache
 from pallas_kernels import chunked_attention, normalized_rotary
 from reference.chunked_attention import masked_attention
@@ -181,6 +182,7 @@ class ChunkedAttention(eqx.Module):
             z, scale, shift, bias,
             positions=positions, eps=norm_eps, base=self.rotary.base, interleaved=self.rotary.interleaved,
         )  # fmt: skip
+        q, k = of_operation(q), of_operation(k)
         return self._attend(q, k, v, gate, cache, mask, return_cache, deterministic, key, segment_ids)
 
     def _positions(self, length: int, cache: AttentionCache | None, return_cache: bool, segment_ids, position_ids):
@@ -223,10 +225,12 @@ class ChunkedAttention(eqx.Module):
         on_grid = not self.sliding and cache.k.shape[1] == self.chunk_size  # slot 0 holds the first token of a chunk
         if length > 1 and on_grid:
             out = attend(cached_k=cache.k, cached_v=cache.v, cached_length=cache.count % self.chunk_size)
+            return out, new_cache if return_cache else None, new_cache.count
+        if length == 1:
+            out = attend_newest(q, new_cache, **other)
         else:
-            one = length == 1
-            out = attend_newest(q, new_cache, **other) if one else attend_cached(q, k, v, cache, lengths=lengths, **other)
-            out = out if gate is None else gated(out, gate.gate, gate.gate_bias)
+            out = attend_cached(q, k, v, cache, lengths=lengths, **other)
+        out = out if gate is None else gated(out, gate.gate, gate.gate_bias)
         return out, new_cache if return_cache else None, new_cache.count
 
 

@@ -14,6 +14,7 @@ from megalodon_jax.layers.dropout import dropout, require_dropout_key, split
 from megalodon_jax.layers.timestep_norm import TimestepNorm, time_norm
 from megalodon_jax.model.block import MegalodonBlock
 from megalodon_jax.padding import tokens_first
+from megalodon_jax.remat import rematerialised
 from megalodon_jax.types import ModelCache
 from megalodon_jax.utils import get_initializer, vocabulary_mode
 from megalodon_jax.validation import (
@@ -25,11 +26,6 @@ from megalodon_jax.validation import (
     require_in_range,
     require_room,
 )
-
-
-@eqx.filter_checkpoint
-def _rematerialised(layer: MegalodonBlock, *args, **kwargs):
-    return layer(*args, **kwargs)
 
 
 class MegalodonModel(eqx.Module):
@@ -109,7 +105,7 @@ class MegalodonModel(eqx.Module):
         if config.variant == "original" and key is not None:
             key, embed_key = jax.random.split(key)
             x = dropout(x, config.dropout, deterministic, embed_key)
-        rematerialise = config.use_checkpoint and not deterministic
+        run = rematerialised(MegalodonBlock.__call__, config.remat_policy(deterministic))
         new_caches = []
         scanned = self.config.scan_layers and cache is None and not return_cache and len(self.layers) > 1
         if scanned:
@@ -118,7 +114,6 @@ class MegalodonModel(eqx.Module):
         for layer, layer_cache, layer_key, coefficients in (
             () if scanned else zip(self.layers, caches, split(key, len(self.layers)), emas, strict=True)
         ):
-            run = _rematerialised if rematerialise else MegalodonBlock.__call__
             x, new = run(
                 layer, x, layer_cache, attention_mask, streams, deterministic, layer_key,
                 segment_ids=segment_ids, position_ids=position_ids, coefficients=coefficients,
@@ -151,8 +146,7 @@ class MegalodonModel(eqx.Module):
             )  # fmt: skip
             return y, None
 
-        if self.config.use_checkpoint and not deterministic:
-            body = jax.checkpoint(body)
+        body = rematerialised(body, self.config.remat_policy(deterministic))
         stacked = [jnp.stack(group) for group in zip(*leaves, strict=True)]
         return lax.scan(body, x, (stacked, keys, scales, self._coefficients()))[0]
 

@@ -103,10 +103,7 @@ def launches(
     bfloat16 = _BFLOAT16 if mask is None and segment_ids is None and not uneven else _BFLOAT16 | _MASKED
     found, names = [], (FORWARD, *(() if gate is None else (GATE,)), DQ, DK, DV)
     for name in names[: 1 if slots else None]:
-        if name == GATE:
-            large = _GATE
-        else:
-            large = bfloat16[name][gpu.name] if q.dtype.itemsize == 2 else _FLOAT32[name]
+        large = _GATE if name == GATE else bfloat16[name][gpu.name] if q.dtype.itemsize == 2 else _FLOAT32[name]
         tiles = _fitting(large, length, max(length, slots), depth, v.shape[3])
         found.append(Launch(name, *choose(name, gpu.name, shape, tiles, _take_all)))
     return tuple(found)

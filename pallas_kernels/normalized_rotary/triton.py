@@ -13,7 +13,10 @@ from pallas_kernels.normalized_rotary.problem import Cursor, Problem
 
 
 def forward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
-    """Inputs: z; scale, shift [2, H, K]; bias [H, K] (or None); positions [1 or B, L]; of_digits [4, K/2]. Outputs: q, k."""
+    """Inputs: z; scale, shift [2, H, K]; bias [H, K] (or None); positions [1 or B, L]; of_digits [4, K/2].
+
+    Outputs: q, k.
+    """
     at = Cursor(problem, tiles)
     scales, shifts = at.parameters(refs.scale), at.parameters(refs.shift)
     bias = None if refs.bias is None else at.bias(refs.bias)
@@ -32,8 +35,8 @@ def forward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
 def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
     """Inputs: those of the forward, dq, dk.
 
-    Outputs: dz; sums [B, C, 5, H, K] over the chunk: dscale and dshift of queries and keys each, and dbias, or [B, C, 4,
-    H, K] without a bias.
+    Outputs: dz; sums [B, C, 5, H, K] over the chunk, dscale and dshift of queries and keys each, then dbias; or, with
+    no bias, [B, C, 4, H, K].
     """
     at = Cursor(problem, tiles)
     scales = at.parameters(refs.scale)
