@@ -34,7 +34,7 @@ def matmul_3d_weight(
     if gemm_backend != "default":
         raise ValueError(f"gemm_backend must be 'default', 'mxfp8' or 'nvfp4', got {gemm_backend!r}")
     if compute == jnp.float32:
-        return _dot(x, weight.astype(compute).T, accum).astype(compute)
+        return _product("...d,od->...o", x, weight.astype(compute), accum).astype(compute)
     rows = jnp.asarray(_rounded_product(x.reshape(-1, x.shape[-1]), weight, accum))
     return rows.reshape(*x.shape[:-1], -1)
 
@@ -78,17 +78,17 @@ def _rounded_product(x: Float[Array, "M D"], weight: Float[Array, "O D"], accum_
 
 def _forward(x, weight, accum_dtype):
     rounded = weight.astype(x.dtype)
-    return _dot(x, rounded.T, x.dtype), (x, rounded, jnp.zeros((0,), weight.dtype))
+    return _product("md,od->mo", x, rounded, x.dtype), (x, rounded, jnp.zeros((0,), weight.dtype))
 
 
 def _backward(accum_dtype, saved, dy):
     x, rounded, like = saved
-    dx = _dot(dy, rounded, x.dtype)
-    return dx, _dot(dy.T, x, jnp.promote_types(accum_dtype, jnp.float32)).astype(like.dtype)
+    dw = _product("mo,md->od", dy, x, jnp.promote_types(accum_dtype, jnp.float32)).astype(like.dtype)
+    return _product("mo,od->md", dy, rounded, x.dtype), dw
 
 
 _rounded_product.defvjp(_forward, _backward)
 
 
-def _dot(a, b, dtype):
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST, preferred_element_type=dtype)
+def _product(which: str, a, b, dtype):
+    return jnp.einsum(which, a, b, precision=lax.Precision.HIGHEST, preferred_element_type=dtype)

@@ -227,7 +227,8 @@ class ChunkedAttention(eqx.Module):
             out = attend(cached_k=cache.k, cached_v=cache.v, cached_length=cache.count % self.chunk_size)
             return out, new_cache if return_cache else None, new_cache.count
         if length == 1:
-            out = attend_newest(q, new_cache, **other)
+            one_row = q.shape[0] == 1
+            out = attend_newest(q, *((cache, (k, v)) if one_row else (new_cache, None)), **other)
         else:
             out = attend_cached(q, k, v, cache, lengths=lengths, **other)
         out = out if gate is None else gated(out, gate.gate, gate.gate_bias)

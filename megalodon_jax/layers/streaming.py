@@ -9,8 +9,10 @@ so the result depends on positions alone, never on how the stream was cut into c
 further back than the ring of S slots holds: s > t - S.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from megalodon_jax.layers.ring import history, positions_in_slots
 from megalodon_jax.types import AttentionCache
@@ -19,23 +21,37 @@ from reference.dropout import AttentionDropout
 
 
 def attend_newest(
-    q, cache: AttentionCache, *, chunk_size: int, window: int | None, accum_dtype, drop: AttentionDropout | None
-):
-    """Attention of the one newest token, already in the ring: reads the slots in place, in any order.
+    q, cache: AttentionCache, own: tuple[jax.Array, jax.Array] | None, *,
+    chunk_size: int, window: int | None, accum_dtype, drop: AttentionDropout | None,
+):  # fmt: skip
+    """Attention of the one newest token: reads the slots of the ring in place, in any order.
 
-    Products with one query are no matmuls: as such XLA would first copy the ring into another order on CPU. Slots that
-    the query does not see are multiplied by zero: they hold older tokens, or the zeros of an empty ring.
+    The token is in the ring already, or `own` is its key and value: what is written to a ring of a single row is then
+    read by nobody, or XLA would write a second copy for the reader on CPU. (Several rows it copies where they are read
+    before they are written.) Products with one query are no matmuls: as such XLA would first copy the ring into another
+    order. Slots that the query does not see are multiplied by zero: they hold older tokens, or the zeros of an empty
+    ring.
     """
-    newest = cache.count[:, None] - 1
-    positions = positions_in_slots(cache.count, cache.k.shape[1])
-    seen = (positions >= 0) & _within(positions, newest, chunk_size, window)
-    scores = jnp.sum(q.astype(accum_dtype) * cache.k.astype(accum_dtype), axis=-1)  # [B, S, H]
-    scores, seen = jnp.moveaxis(scores, 1, 2), seen[:, None]
+    newest, slots = cache.count[:, None] - int(own is None), cache.k.shape[1]
+    positions = positions_in_slots(cache.count, slots)
+    seen = (positions >= 0) & (positions > newest - slots) & _within(positions, newest, chunk_size, window)
+    dot = {"precision": lax.Precision.HIGHEST, "preferred_element_type": accum_dtype}
+    scores = _scores(q, cache.k, accum_dtype)
+    if own is not None:
+        seen = jnp.concatenate([seen, jnp.ones_like(newest, bool)], axis=1)
+        scores = jnp.concatenate([scores, _scores(q, own[0], accum_dtype)], axis=2)
+    seen = seen[:, None]
     weights = masked_softmax(scores, seen if drop is None else drop.allowed(seen, scores.shape))
     weights = weights if drop is None else drop.weights(weights)
     weights = weights.astype(cache.v.dtype)
-    values = {"precision": lax.Precision.HIGHEST, "preferred_element_type": accum_dtype}
-    return jnp.einsum("bhs,bshv->bhv", weights, cache.v, **values).astype(q.dtype)[:, None]
+    out = jnp.einsum("bhs,bshv->bhv", weights[..., :slots], cache.v, **dot)
+    if own is not None:
+        out = out + weights[..., slots:].astype(accum_dtype) * own[1][:, 0].astype(accum_dtype)
+    return out.astype(q.dtype)[:, None]
+
+
+def _scores(q: Float[Array, "B 1 H K"], k: Float[Array, "B S H K"], dtype) -> Float[Array, "B H S"]:
+    return jnp.moveaxis(jnp.sum(q.astype(dtype) * k.astype(dtype), axis=-1), 1, 2)
 
 
 def attend_cached(
