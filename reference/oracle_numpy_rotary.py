@@ -34,9 +34,9 @@ def _cells(z, positions):
                 yield (b, t, h), float(positions[b, t])
 
 
-def normalized_rotary(z, scale, shift, bias=0.0, *, positions, eps=1e-5, base=10000.0, interleaved=False):
+def normalized_rotary(z, scale, shift, bias=None, *, positions, eps=1e-5, base=10000.0, interleaved=False):
     """q, k [B, L, H, K] in float64."""
-    z, scale, shift = (np.asarray(a, np.float64) for a in (z + bias, scale, shift))
+    z, scale, shift = (np.asarray(a, np.float64) for a in (z if bias is None else z + bias, scale, shift))
     q, k = np.empty(z.shape), np.empty(z.shape)
     for cell, position in _cells(z, positions):
         n = z[cell] / np.sqrt(np.mean(z[cell] ** 2) + eps)
@@ -45,9 +45,9 @@ def normalized_rotary(z, scale, shift, bias=0.0, *, positions, eps=1e-5, base=10
     return q, k
 
 
-def normalized_rotary_vjp(z, scale, shift, bias=0.0, *, positions, eps=1e-5, base=10000.0, interleaved=False, dq, dk):
-    """Gradients of sum(q dq) + sum(k dk): dict over z, scale, shift, bias."""
-    z, scale, shift, dq, dk = (np.asarray(a, np.float64) for a in (z + bias, scale, shift, dq, dk))
+def normalized_rotary_vjp(z, scale, shift, bias=None, *, positions, eps=1e-5, base=10000.0, interleaved=False, dq, dk):
+    """Gradients of sum(q dq) + sum(k dk): dict over z, scale, shift and, if there is one, bias."""
+    z, scale, shift, dq, dk = (np.asarray(a, np.float64) for a in (z if bias is None else z + bias, scale, shift, dq, dk))
     dz, dscale, dshift = np.empty(z.shape), np.zeros(scale.shape), np.zeros(shift.shape)
     for cell, position in _cells(z, positions):
         head, size = cell[2], z.shape[3]
@@ -59,4 +59,5 @@ def normalized_rotary_vjp(z, scale, shift, bias=0.0, *, positions, eps=1e-5, bas
             dshift[i, head] += du
             dn += du * scale[i, head]
         dz[cell] = (dn - z[cell] * np.dot(z[cell], dn) / (size * square)) / np.sqrt(square)
-    return {"z": dz, "scale": dscale, "shift": dshift, "bias": dz.sum((0, 1))}
+    gradients = {"z": dz, "scale": dscale, "shift": dshift}
+    return gradients if bias is None else gradients | {"bias": dz.sum((0, 1))}

@@ -12,7 +12,7 @@ from bench.inspect.triton_ir import check_addresses
 from bench.inspect.triton_ir.mlir import parse
 from megalodon_jax.inference import init_cache
 from pallas_kernels import chunked_attention, compile_for, kernels_in
-from pallas_kernels.chunked_attention.launch import DK, DQ, DV, FORWARD
+from pallas_kernels.chunked_attention.launch import DK, DQ, DV, FORWARD, GATE
 from pallas_kernels.chunked_attention.specs import PRESETS, Spec
 from tests import models
 
@@ -26,7 +26,7 @@ def calls(spec: Spec, mode: str = "forward+backward"):
 @pytest.mark.parametrize("spec", PRESETS, ids=str)  # those of parity are lowered to be executed
 def test_lowers(spec):
     found = calls(spec)
-    assert list(found) == ([FORWARD] if spec.cached else [FORWARD, DQ, DK, DV])
+    assert list(found) == ([FORWARD] if spec.cached else [FORWARD, *[GATE] * spec.gated, DQ, DK, DV])
     for name, call in found.items():
         assert call.grid[2] == spec.batch * spec.heads
         assert call.grid[0] == 1 or name in (FORWARD, DV)

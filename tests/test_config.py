@@ -28,7 +28,7 @@ def test_defaults_and_properties():
         "scale_emb": False, "norm_affine": True, "dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout": 0.0,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_positions": 1_000_000, "init_mode": "gaussian",
         "use_checkpoint": False, "output_size": -1, "gemm_backend": "default", "share_emb": None, "variant": "hf",
-        "scan_layers": False, "attention_dropout_mode": "post_softmax",
+        "scan_layers": False, "attention_dropout_mode": "post_softmax", "remat": None,
     }  # fmt: skip
     fields = dataclasses.asdict(config)
     assert {k: fields[k] for k in expected} == expected
