@@ -7,6 +7,7 @@ adjoint    dy W -> da;  dx = da act'(x + x_bias), silu'(u) = s + u s (1 - s);  s
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def _inputs(x, x_bias, activation):
@@ -18,13 +19,17 @@ def _inputs(x, x_bias, activation):
     return u * s, s + u * s * (1.0 - s)
 
 
-def fused_linear(x, weight, bias=0.0, *, x_bias=0.0, residual=0.0, activation=None):
+def fused_linear(
+    x, weight, bias: ArrayLike = 0.0, *, x_bias: ArrayLike = 0.0, residual: ArrayLike = 0.0, activation=None
+):
     """y [B, L, O] in float64."""
     a, _ = _inputs(x, x_bias, activation)
-    return a @ np.asarray(weight, np.float64).T + bias + residual
+    return a @ np.asarray(weight, np.float64).T + np.asarray(bias) + np.asarray(residual)
 
 
-def fused_linear_vjp(x, weight, bias=0.0, *, x_bias=0.0, residual=0.0, activation=None, dy):
+def fused_linear_vjp(
+    x, weight, bias: ArrayLike = 0.0, *, x_bias: ArrayLike = 0.0, residual: ArrayLike = 0.0, activation=None, dy
+):
     """Gradients of sum(y dy): dict over x, weight, bias, x_bias, residual."""
     a, slope = _inputs(x, x_bias, activation)
     dx = dy @ np.asarray(weight, np.float64) * slope

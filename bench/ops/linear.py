@@ -39,7 +39,9 @@ def inputs(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
     """Random arrays for a spec, the cotangent dy included; the product is of the size of what is added to it."""
     r = np.random.default_rng(seed)
     scale = {"weight": spec.features**-0.5}
-    return {name: np.asarray(r.normal(0.0, scale.get(name, 1.0), a.shape), a.dtype) for name, a in spec.arrays().items()}
+    return {
+        name: np.asarray(r.normal(0.0, scale.get(name, 1.0), a.shape), a.dtype) for name, a in spec.arrays().items()
+    }
 
 
 def values(spec: Spec, implementation: str) -> Callable[[dict], dict[str, jax.Array]]:

@@ -1,1 +1,1 @@
-"""fused_linear: a linear layer with what stands around it, in one kernel each way but for the gradient of the weight."""
+"""fused_linear: a linear layer with an activation in front and a residual behind, in one kernel."""

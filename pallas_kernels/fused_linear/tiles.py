@@ -2,12 +2,17 @@
 
 A program keeps block_m x block_n sums in registers and loads tiles of both operands ahead into shared memory. What each
 architecture has of both gives the blocks; each problem has no more than its own sizes of them.
+
+Two programs share a multiprocessor, so that one forms sums while the other ends. An activation is made anew for each
+block of outputs and takes two instructions of the slowest unit: 128 outputs are multiplied in less time than that, so
+its blocks are wider where the registers have room. Sums over tokens are split where a GPU would be half empty: each
+split is a copy of the gradient, in float32.
 """
 
 from dataclasses import replace
 
 from pallas_kernels._architecture import Architecture
-from pallas_kernels._tiles import GRID_AXIS, Launch, LinearTiles, next_power_of_two, too_many
+from pallas_kernels._tiles import Launch, LinearTiles, next_power_of_two, too_many
 from pallas_kernels._tuning import choose
 from pallas_kernels.fused_linear.launch import DW, DX, FORWARD
 
@@ -21,6 +26,7 @@ _BFLOAT16 = {
     "sm_100": _T(128, 128, 64, 8, 3),
     "sm_120": _T(128, 128, 32, 8, 3),
 }
+_ACTIVATED = {"sm_90": _T(128, 256, 64, 8, 3)}  # forward, where no load is masked
 _FLOAT32 = _T(64, 64, 32, 8, 1)
 
 
@@ -39,9 +45,13 @@ def launches(gpu: Architecture, x, weight, bias=None, *, x_bias=None, residual=N
         "tokens": tokens, "features": features, "outputs": outputs, "dtype": x.dtype.name,
         "activation": activation or "none", "x_bias": int(x_bias is not None), "residual": int(residual is not None),
     }  # fmt: skip
-    large, found = _BFLOAT16[gpu.name] if x.dtype.itemsize == 2 else _FLOAT32, []
+    found: list[Launch] = []
     sizes = {FORWARD: (tokens, outputs, features), DX: (tokens, features, outputs), DW: (outputs, features, tokens)}
     for name, (m, n, k) in sizes.items():
+        large = _BFLOAT16[gpu.name] if x.dtype.itemsize == 2 else _FLOAT32
+        if name == FORWARD and activation is not None and x.dtype.itemsize == 2:
+            wide = _ACTIVATED.get(gpu.name, large)
+            large = large if m % wide.block_m or n % wide.block_n or k % wide.block_k else wide
         tiles = _fitting(large, m, n, k)
         if name == DW:
             programs = -(-m // tiles.block_m) * -(-n // tiles.block_n)

@@ -34,7 +34,7 @@ def forward(refs: SimpleNamespace, *, problem: Problem, tiles: LinearTiles, dot:
 
 
 def dx(refs: SimpleNamespace, *, problem: Problem, tiles: LinearTiles, dot: MatrixProduct) -> None:
-    """Inputs: dy [T, O], x, weight, x_bias. Outputs: dx [T, D]; dx_bias [blocks of T, D], the sum over each (or None)."""
+    """Inputs: dy [T, O], x, weight, x_bias. Outputs: dx [T, D]; dx_bias [blocks of T, D], a sum of each (or None)."""
     rows, columns = _place(tiles, problem.tokens, problem.features)
 
     def step(number, total):

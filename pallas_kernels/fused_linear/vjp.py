@@ -1,4 +1,4 @@
-"""fused_linear by kernels, and its gradient; the forward saves nothing but its arguments, and the residual not at all."""
+"""fused_linear by kernels, and its gradient; the forward saves nothing but its arguments, without the residual."""
 
 from functools import partial
 
