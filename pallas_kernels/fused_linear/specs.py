@@ -68,6 +68,7 @@ PARITY = (
     Spec("ragged", 3, 29, 37, 21, **_ALL, tiles=_SQUARE),
     Spec("ragged, split", 3, 37, 50, 35, **_ALL, tiles=_TALL),
     Spec("ragged, wide", 1, 77, 70, 45, **_ALL, tiles=_WIDE),
+    Spec("bfloat16 weight, float32 rows", 2, 33, 40, 50, weight_dtype=_BF16, **_ALL, tiles=_SQUARE),
     Spec("bfloat16", 2, 40, 48, 32, dtype=_BF16, tiles=_TALL),
     Spec("bfloat16, everything", 2, 45, 70, 37, dtype=_BF16, **_ALL, tiles=_SQUARE),
     Spec("bfloat16 weight", 2, 33, 40, 50, dtype=_BF16, weight_dtype=_BF16, **_ALL, tiles=_WIDE),

@@ -3,10 +3,10 @@
 A program keeps block_m x block_n sums in registers and loads tiles of both operands ahead into shared memory. What each
 architecture has of both gives the blocks; each problem has no more than its own sizes of them.
 
-Two programs share a multiprocessor, so that one forms sums while the other ends. An activation is made anew for each
-block of outputs and takes two instructions of the slowest unit: 128 outputs are multiplied in less time than that, so
-its blocks are wider where the registers have room. Sums over tokens are split where a GPU would be half empty: each
-split is a copy of the gradient, in float32.
+Where registers allow, two programs share a multiprocessor, so that one forms sums while the other ends. An activation
+is made anew for each block of outputs, by two instructions of a slow unit (exp2 and a reciprocal), which on the H100
+take twice as long as the tensor cores do with 128 outputs: there the forward's blocks are wider. Sums over tokens are
+split where a GPU would be half empty: each split is a copy of the gradient, in float32.
 """
 
 from dataclasses import replace
@@ -45,25 +45,28 @@ def launches(gpu: Architecture, x, weight, bias=None, *, x_bias=None, residual=N
         "tokens": tokens, "features": features, "outputs": outputs, "dtype": x.dtype.name,
         "activation": activation or "none", "x_bias": int(x_bias is not None), "residual": int(residual is not None),
     }  # fmt: skip
-    found: list[Launch] = []
+    found, activated = [], activation is not None
     sizes = {FORWARD: (tokens, outputs, features), DX: (tokens, features, outputs), DW: (outputs, features, tokens)}
     for name, (m, n, k) in sizes.items():
-        large = _BFLOAT16[gpu.name] if x.dtype.itemsize == 2 else _FLOAT32
-        if name == FORWARD and activation is not None and x.dtype.itemsize == 2:
-            wide = _ACTIVATED.get(gpu.name, large)
-            large = large if m % wide.block_m or n % wide.block_n or k % wide.block_k else wide
+        large = _bfloat16(gpu, name == FORWARD and activated, m, n, k) if x.dtype.itemsize == 2 else _FLOAT32
         tiles = _fitting(large, m, n, k)
         if name == DW:
             programs = -(-m // tiles.block_m) * -(-n // tiles.block_n)
             tiles = replace(tiles, num_splits=max(1, gpu.multiprocessors // programs))
-        rows = m
-        refused = lambda tiles, rows=rows: _crowded(-(-rows // tiles.block_m))  # noqa: E731
+        refused = lambda tiles, rows=m: _crowded(-(-rows // tiles.block_m))  # noqa: E731
         found.append(Launch(name, *choose(name, gpu.name, shape, tiles, refused)))
     return tuple(found)
 
 
 def _crowded(blocks: int) -> str | None:
     return too_many("a number of blocks of", blocks)
+
+
+def _bfloat16(gpu: Architecture, activated: bool, m: int, n: int, k: int) -> LinearTiles:
+    wide = _ACTIVATED.get(gpu.name) if activated else None
+    if wide is None or m % wide.block_m or n % wide.block_n or k % wide.block_k:
+        return _BFLOAT16[gpu.name]
+    return wide
 
 
 def _fitting(large: LinearTiles, m: int, n: int, k: int) -> LinearTiles:
