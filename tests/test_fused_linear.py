@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import fused_linear
+from pallas_kernels import LinearTiles, Tiles, compile_for, explain, fused_linear, use_tiles
 from reference import oracle_numpy_linear as oracle
 from tests import cases, kernel_parity
 from tests.tolerance import assert_close
@@ -66,3 +66,22 @@ def test_the_residual_is_not_kept():
     kept = [leaf.shape for leaf in jax.tree.leaves(pullback)]
     assert given["x"].shape in kept
     assert y.shape not in kept
+
+
+def test_forward_mode_is_left_to_xla():
+    x, weight = jnp.ones((1, 4, 3)), jnp.ones((2, 3))
+    op = lambda x, implementation: fused_linear(x, weight, activation="silu", implementation=implementation)  # noqa: E731
+    with pytest.raises(TypeError, match=r'fused_linear.*implementation="xla"'):
+        jax.jvp(lambda x: op(x, "triton_interpret"), (x,), (x,))
+    assert jax.jvp(lambda x: op(x, "xla"), (x,), (x,))[1].shape == (1, 4, 2)
+
+
+def test_tiles():
+    for wrong in ({"block_m": 8}, {"block_n": 24}, {"num_splits": 0}, {"num_warps": 3}):
+        with pytest.raises(ValueError, match=f"LinearTiles: {next(iter(wrong))}"):
+            LinearTiles(**{"block_m": 16, "block_n": 16, "block_k": 16, "num_warps": 4, "num_stages": 1} | wrong)
+    with pytest.raises(TypeError, match="LinearTiles"), use_tiles(fused_linear_dw=Tiles(16, 1, 4)):
+        pass
+    with compile_for("sm_90"), use_tiles(fused_linear_dw=LinearTiles(64, 32, 16, 4, 2, num_splits=3)):
+        table = str(explain(fused_linear, jnp.ones((1, 64, 32)), jnp.ones((64, 32))))
+    assert "fused_linear_dw: 64 x 32, 16 terms, 4 warps, 2 stages, 3 splits (override)" in table
