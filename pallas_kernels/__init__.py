@@ -3,6 +3,7 @@
 complex_ema, timestep_norm, chunked_attention    the ops
 normalized_rotary                                queries and keys of attention from their shared projection
 normalized_rotary_attention                      both in one call
+fused_linear                                     a linear layer, with an activation in front and a residual behind
 explain                                          which implementation would run, and why not the others
 kernels_in                                       the Pallas kernels in a lowered or compiled program
 use_implementation, strict, compile_for          steer the choice inside a `with` block
@@ -14,10 +15,11 @@ from pallas_kernels._dispatch import KernelUnavailable
 from pallas_kernels._explain import Explanation, explain
 from pallas_kernels._kernels_in import kernels_in
 from pallas_kernels._settings import compile_for, strict, use_implementation
-from pallas_kernels._tiles import AttentionTiles, Tiles
+from pallas_kernels._tiles import AttentionTiles, LinearTiles, Tiles
 from pallas_kernels._tuning import load_cache, use_tiles
 from pallas_kernels.chunked_attention.api import chunked_attention
 from pallas_kernels.complex_ema.api import complex_ema
+from pallas_kernels.fused_linear.api import fused_linear
 from pallas_kernels.normalized_rotary.api import normalized_rotary
 from pallas_kernels.normalized_rotary_attention import normalized_rotary_attention
 from pallas_kernels.timestep_norm.api import timestep_norm
@@ -26,11 +28,13 @@ __all__ = [
     "AttentionTiles",
     "Explanation",
     "KernelUnavailable",
+    "LinearTiles",
     "Tiles",
     "chunked_attention",
     "compile_for",
     "complex_ema",
     "explain",
+    "fused_linear",
     "kernels_in",
     "normalized_rotary",
     "normalized_rotary_attention",

@@ -2,6 +2,7 @@
 
 from pallas_kernels.chunked_attention import api as attention
 from pallas_kernels.complex_ema import api as ema
+from pallas_kernels.fused_linear import api as linear
 from pallas_kernels.normalized_rotary import api as rotary
 from pallas_kernels.timestep_norm import api as norm
 
@@ -10,4 +11,5 @@ OPS = {
     norm.timestep_norm: norm.OP,
     attention.chunked_attention: attention.OP,
     rotary.normalized_rotary: rotary.OP,
+    linear.fused_linear: linear.OP,
 }

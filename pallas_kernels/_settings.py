@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-OPS = ("complex_ema", "timestep_norm", "chunked_attention", "normalized_rotary")
+OPS = ("complex_ema", "timestep_norm", "chunked_attention", "normalized_rotary", "fused_linear")
 IMPLEMENTATIONS = ("xla", "triton", "triton_interpret")
 TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
 

@@ -58,15 +58,47 @@ class AttentionTiles:
     def __post_init__(self):
         blocks = ("block_q", "block_k", "block_v", "block_d")
         _powers_of_two(self, *blocks, "num_warps")
+        _at_least_16(self, *blocks)
         _positive(self, "num_stages")
-        for field in blocks:
-            if getattr(self, field) < 16:
-                raise ValueError(f"AttentionTiles: {field} must be at least 16, got {getattr(self, field)}.")
 
     def __str__(self) -> str:
         return (
             f"{self.block_q} queries x {self.block_k} keys, {self.block_v} value and {self.block_d} key features, "
             f"{self.num_warps} warps, {self.num_stages} stages"
+        )
+
+
+@dataclass(frozen=True)
+class LinearTiles:
+    """Launch shape of one kernel of a linear layer.
+
+    Attributes:
+        block_m, block_n: rows and columns of the product that a program forms, powers of two, at least 16.
+        block_k: terms of its sums that are loaded at a time, a power of two, at least 16.
+        num_warps: warps per program, a power of two.
+        num_stages: tiles of both operands that are loaded ahead, the present ones included.
+        num_splits: programs that share a sum over all tokens; the gradient of the weight alone is one.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    num_splits: int = 1
+
+    def __post_init__(self):
+        blocks = ("block_m", "block_n", "block_k")
+        _powers_of_two(self, *blocks, "num_warps")
+        _at_least_16(self, *blocks)
+        _positive(self, "num_stages")
+        _positive(self, "num_splits")
+
+    def __str__(self) -> str:
+        splits = f", {self.num_splits} splits" if self.num_splits > 1 else ""
+        return (
+            f"{self.block_m} x {self.block_n}, {self.block_k} terms, {self.num_warps} warps, "
+            f"{self.num_stages} stages{splits}"
         )
 
 
@@ -96,16 +128,22 @@ def _powers_of_two(tiles, *fields: str) -> None:
         raise ValueError(f"{type(tiles).__name__}: num_warps must be at most 16, got {tiles.num_warps}.")
 
 
+def _at_least_16(tiles, *fields: str) -> None:
+    for field in fields:
+        if getattr(tiles, field) < 16:
+            raise ValueError(f"{type(tiles).__name__}: {field} must be at least 16, got {getattr(tiles, field)}.")
+
+
 def _positive(tiles, field: str) -> None:
     value = getattr(tiles, field)
     if type(value) is not int or value < 1:
         raise ValueError(f"{type(tiles).__name__}: {field} must be a positive int, got {value!r}.")
 
 
-AnyTiles = Tiles | AttentionTiles
+AnyTiles = Tiles | AttentionTiles | LinearTiles
 
 # What each kernel is launched with.
-KERNELS: dict[str, type[Tiles] | type[AttentionTiles]] = {
+KERNELS: dict[str, type[AnyTiles]] = {
     "complex_ema_forward": Tiles,
     "complex_ema_backward": Tiles,
     "timestep_norm_forward": Tiles,
@@ -117,6 +155,9 @@ KERNELS: dict[str, type[Tiles] | type[AttentionTiles]] = {
     "chunked_attention_dv": AttentionTiles,
     "normalized_rotary_forward": Tiles,
     "normalized_rotary_backward": Tiles,
+    "fused_linear_forward": LinearTiles,
+    "fused_linear_dx": LinearTiles,
+    "fused_linear_dw": LinearTiles,
 }
 
 

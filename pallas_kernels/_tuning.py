@@ -125,7 +125,7 @@ def use_tiles(**kernels: AnyTiles) -> Iterator[None]:
 
     Raises:
         ValueError: no kernel of that name.
-        TypeError: not a `Tiles`, or for attention not an `AttentionTiles`.
+        TypeError: not of the type that the kernel takes.
     """
     for kernel, tiles in kernels.items():
         if kernel not in KERNELS:

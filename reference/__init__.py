@@ -6,7 +6,8 @@ PyTorch model; neither is imported from here.
 
 from reference.chunked_attention import chunked_attention
 from reference.complex_ema import complex_ema
+from reference.fused_linear import fused_linear
 from reference.normalized_rotary import normalized_rotary
 from reference.timestep_norm import timestep_norm
 
-__all__ = ["chunked_attention", "complex_ema", "normalized_rotary", "timestep_norm"]
+__all__ = ["chunked_attention", "complex_ema", "fused_linear", "normalized_rotary", "timestep_norm"]

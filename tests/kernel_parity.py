@@ -14,6 +14,7 @@ from megalodon_jax.parameters import named_parameters
 from pallas_kernels import use_implementation
 from pallas_kernels.chunked_attention import specs as attention
 from pallas_kernels.complex_ema import specs as ema
+from pallas_kernels.fused_linear import specs as linear
 from pallas_kernels.normalized_rotary import specs as rotary
 from pallas_kernels.timestep_norm import specs as norm
 from reference import oracle_numpy_model
@@ -22,7 +23,7 @@ from tests.tolerance import as_float64, assert_close, assert_policy
 from tests.torch_truth import torch_truth
 
 NORM, EMA, LONG_EMA = (*norm.PARITY, *norm.LONG), ema.PARITY, ema.LONG
-ATTENTION, ROTARY = attention.PARITY, rotary.PARITY
+ATTENTION, ROTARY, LINEAR = attention.PARITY, rotary.PARITY, linear.PARITY
 MODEL_DTYPES = (jnp.float32, jnp.bfloat16)
 OPS = ("timestep_norm", "complex_ema", "chunked_attention", "normalized_rotary")
 LONGEST_FOR_TORCH = 2048  # its backward walks a graph of every step

@@ -315,9 +315,10 @@ def test_doctor_needs_only_the_base_dependencies(tmp_path):
         "timestep_norm",
         "chunked_attention",
         "normalized_rotary",
+        "fused_linear",
     ):
         assert expected in result.stdout
-    assert result.stdout.count("chosen") == 4
+    assert result.stdout.count("chosen") == 5
 
 
 def test_an_implementation_that_cannot_run_is_one_line(tmp_path, capsys):

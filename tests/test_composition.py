@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import chunked_attention, complex_ema, normalized_rotary, timestep_norm
+from pallas_kernels import chunked_attention, complex_ema, fused_linear, normalized_rotary, timestep_norm
 from tests import cases
 from tests.tolerance import assert_close
 
@@ -17,6 +17,7 @@ def op(name):
     r = cases.rng(0)
     _, p, q, gamma, omega, _ = map(jnp.asarray, cases.ema(r, 1, 1, 6, 3))
     ids = jnp.asarray(np.repeat([1, 2], [15, 25])[None].astype(np.int32))
+    x_bias = jnp.arange(6.0)
     heads = lambda x: x.reshape(*x.shape[:2], 2, 3)  # noqa: E731
     return {
         "complex_ema": lambda x: complex_ema(x, p, q, gamma, omega),
@@ -26,10 +27,11 @@ def op(name):
         "normalized_rotary": lambda x: normalized_rotary(
             x[:, :, None], *[jnp.ones((2, 1, 6))] * 2, positions=jnp.arange(LENGTH)
         )[0],
+        "fused_linear": lambda x: fused_linear(x, jnp.eye(6) + x_bias, x_bias=x_bias, residual=x, activation="silu"),
     }[name]
 
 
-NAMES = ["complex_ema", "complex_ema packed", "timestep_norm", "chunked_attention", "normalized_rotary"]
+NAMES = ["complex_ema", "complex_ema packed", "timestep_norm", "chunked_attention", "normalized_rotary", "fused_linear"]
 
 
 @pytest.mark.parametrize("name", NAMES)

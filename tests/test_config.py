@@ -216,8 +216,8 @@ NAMES = {
     "megalodon_jax.ops": "linear_3d matmul_3d_weight",
     "megalodon_jax.utils": "get_initializer reinit_linear_weights",
     "pallas_kernels": """complex_ema timestep_norm chunked_attention normalized_rotary normalized_rotary_attention
-        explain strict use_implementation compile_for KernelUnavailable""",
-    "reference": "complex_ema timestep_norm chunked_attention normalized_rotary",
+        fused_linear explain strict use_implementation compile_for KernelUnavailable""",
+    "reference": "complex_ema timestep_norm chunked_attention normalized_rotary fused_linear",
 }
 
 

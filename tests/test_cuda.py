@@ -1,8 +1,8 @@
 """On a GPU, run by users with `pytest -m cuda`: kernels and reference against the oracles, determinism, the model.
 
-The tests of the kernels are those of `test_norm_kernels.py`, `test_ema_kernels.py`, `test_attention_kernels.py` and
-`test_rotary_kernels.py` on another rung; `test_the_lanes_have_the_same_tests` runs everywhere and keeps them from
-drifting apart.
+The tests of the kernels are those of `test_norm_kernels.py`, `test_ema_kernels.py`, `test_attention_kernels.py`,
+`test_rotary_kernels.py` and `test_linear_kernels.py` on another rung; `test_the_lanes_have_the_same_tests` runs
+everywhere and keeps them from drifting apart.
 """
 
 from pathlib import Path
@@ -14,9 +14,10 @@ import pytest
 
 from bench import ops, parity
 from bench.attention_baseline import attention_by_value_tiles
-from pallas_kernels import chunked_attention, complex_ema, kernels_in, normalized_rotary, timestep_norm
+from pallas_kernels import chunked_attention, complex_ema, fused_linear, kernels_in, normalized_rotary, timestep_norm
 from pallas_kernels.chunked_attention.specs import PRESETS as ATTENTION_PRESETS
 from pallas_kernels.complex_ema.specs import PRESETS as EMA_PRESETS
+from pallas_kernels.fused_linear.specs import PRESETS as LINEAR_PRESETS
 from pallas_kernels.normalized_rotary.specs import PRESETS as ROTARY_PRESETS
 from pallas_kernels.timestep_norm.specs import PRESETS as NORM_PRESETS
 from tests import (
@@ -24,10 +25,12 @@ from tests import (
     cases,
     ema_laws,
     kernel_parity,
+    linear_laws,
     norm_laws,
     rotary_laws,
     test_attention_kernels,
     test_ema_kernels,
+    test_linear_kernels,
     test_norm_kernels,
     test_rotary_kernels,
 )
@@ -67,6 +70,12 @@ def test_normalized_rotary(spec):
 
 
 @cuda
+@pytest.mark.parametrize("spec", kernel_parity.LINEAR, ids=str)
+def test_fused_linear(spec):
+    kernel_parity.check(spec, "triton")
+
+
+@cuda
 @pytest.mark.parametrize("spec", NORM_PRESETS, ids=str)
 def test_timestep_norm_at_full_size(spec):
     kernel_parity.check(spec, "triton")
@@ -74,7 +83,9 @@ def test_timestep_norm_at_full_size(spec):
 
 @cuda
 @pytest.mark.parametrize(
-    "spec", [*EMA_PRESETS, *ATTENTION_PRESETS, *ROTARY_PRESETS], ids=lambda spec: f"{ops.of(spec).NAME}-{spec}"
+    "spec",
+    [*EMA_PRESETS, *ATTENTION_PRESETS, *ROTARY_PRESETS, *LINEAR_PRESETS],
+    ids=lambda spec: f"{ops.of(spec).NAME}-{spec}",
 )
 def test_at_full_size(spec):
     """Against the reference: the oracle would keep every state of every step, and every score."""
@@ -89,6 +100,7 @@ LANES = (
     (test_complex_ema, test_ema_kernels),
     (test_chunked_attention, test_attention_kernels),
     (test_normalized_rotary, test_rotary_kernels),
+    (test_fused_linear, test_linear_kernels),
 )
 
 
@@ -105,7 +117,9 @@ def test_the_lanes_have_the_same_tests(lane):
 
 @cuda
 @pytest.mark.parametrize(
-    "spec", [*kernel_parity.NORM, *kernel_parity.EMA, *kernel_parity.ATTENTION, *kernel_parity.ROTARY], ids=str
+    "spec",
+    [*kernel_parity.NORM, *kernel_parity.EMA, *kernel_parity.ATTENTION, *kernel_parity.ROTARY, *kernel_parity.LINEAR],
+    ids=str,
 )
 def test_twice_is_bit_equal(spec):
     arrays = ops.of(spec).inputs(spec)
@@ -201,7 +215,18 @@ def test_every_launch_shape_of_rotary_gives_the_same(tiles):
     rotary_laws.check_launch_shape("triton", tiles)
 
 
-@pytest.mark.parametrize("laws", [norm_laws, ema_laws, attention_laws, rotary_laws])
+@cuda
+def test_rows_of_a_product_never_touch():
+    linear_laws.check_isolation("triton")
+
+
+@cuda
+@pytest.mark.parametrize("tiles", linear_laws.LAUNCH_SHAPES)
+def test_every_launch_shape_of_a_product_gives_the_same(tiles):
+    linear_laws.check_launch_shape("triton", tiles)
+
+
+@pytest.mark.parametrize("laws", [norm_laws, ema_laws, attention_laws, rotary_laws, linear_laws])
 def test_the_lane_has_every_law(laws):
     here = Path(__file__).read_text()
     checks = [name for name in vars(laws) if name.startswith("check_")]
@@ -219,6 +244,7 @@ def test_the_best_implementation_is_the_kernel():
         "normalized_rotary_forward": lambda x: normalized_rotary(
             x[:, :, None], *[jnp.ones((2, 1, 32))] * 2, positions=jnp.arange(64)
         ),
+        "fused_linear_forward": lambda x: fused_linear(x, jnp.eye(32), residual=x),
     }.items():
         assert name in kernels_in(jax.jit(f).lower(x).compile())
 

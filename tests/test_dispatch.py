@@ -13,6 +13,7 @@ from pallas_kernels import (
     compile_for,
     complex_ema,
     explain,
+    fused_linear,
     normalized_rotary,
     normalized_rotary_attention,
     strict,
@@ -289,6 +290,17 @@ BAD = {
     "positions": (ValueError, "positions must", lambda: rotary(HEADS, positions=jnp.arange(3))),
     "float positions": (TypeError, "positions must", lambda: rotary(HEADS, positions=jnp.ones(HEADS.shape[1]))),
     "base": (ValueError, "base must be positive", lambda: rotary(HEADS, base=-1.0)),
+    "weight of a product": (ValueError, "weight must have shape", lambda: fused_linear(X, jnp.ones((3, 5)))),
+    "weight dtype": (TypeError, "float16 overflows", lambda: fused_linear(X, jnp.ones((3, 4), jnp.float16))),
+    "bias of a product": (ValueError, "bias must have shape", lambda: fused_linear(X, P.T, jnp.ones(4))),
+    "x_bias": (ValueError, "x_bias must have shape", lambda: fused_linear(X, P.T, x_bias=jnp.ones(3))),
+    "residual": (ValueError, "residual must have shape", lambda: fused_linear(X, P.T, residual=X)),
+    "residual dtype": (
+        TypeError,
+        "residual must be float32",
+        lambda: fused_linear(X, jnp.eye(4), residual=X.astype(jnp.bfloat16)),
+    ),
+    "activation": (ValueError, "None, 'silu', got 'gelu'", lambda: fused_linear(X, P.T, activation="gelu")),
     "chunk": (ValueError, "chunk_size", lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=0)),
     "precision": (ValueError, "tf32", lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=4, precision="high")),
 }
@@ -339,3 +351,14 @@ def test_attention_dropout_and_softmax_dtype_of_the_reference():
     assert not nothing.any()
     assert not jnp.allclose(half, plain, atol=0.1)
     assert 1e-4 < jnp.max(jnp.abs(rounded - plain)) < 0.1
+
+
+def test_a_product_of_more_than_2_31_elements_is_left_to_xla():
+    x, weight = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((2**10, 2**10, 4), (2**11, 4)))
+    with compile_for("sm_90"):
+        rows = {row.implementation: row for row in explain(fused_linear, x, weight).rows}
+        assert rows["xla"].chosen
+        assert "a result of 2147483648 elements" in rows["triton"].reason
+        smaller = explain(fused_linear, jax.ShapeDtypeStruct((2**9, 2**10, 4), jnp.bfloat16), weight)
+    chosen = next(row for row in smaller.rows if row.chosen)
+    assert [launch.kernel for launch in chosen.launches] == [f"fused_linear_{k}" for k in ("forward", "dx", "dw")]

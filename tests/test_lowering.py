@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from megalodon_jax import MegalodonConfig, MegalodonForCausalLM
-from pallas_kernels import chunked_attention, complex_ema, normalized_rotary, timestep_norm
+from pallas_kernels import chunked_attention, complex_ema, fused_linear, normalized_rotary, timestep_norm
 
 S = jax.ShapeDtypeStruct
 F, C = jnp.float32, jnp.complex64
@@ -61,6 +61,10 @@ OPS = {
     "normalized_rotary": (
         lambda z: normalized_rotary(z, *[jnp.ones((2, *z.shape[2:]))] * 2, positions=jnp.arange(z.shape[1])),
         (HEADS,),
+    ),
+    "fused_linear": (
+        lambda x, w, b: fused_linear(x, w, x_bias=b, activation="silu"),
+        (EMA[0], S((4, 6), F), S((6,), F)),
     ),
 }
 

@@ -6,6 +6,7 @@ from bench import ops
 from bench.ops import Spec
 from pallas_kernels.chunked_attention.specs import Spec as AttentionSpec
 from pallas_kernels.complex_ema.specs import Spec as EmaSpec
+from pallas_kernels.fused_linear.specs import Spec as LinearSpec
 from pallas_kernels.normalized_rotary.specs import Spec as RotarySpec
 from pallas_kernels.timestep_norm.specs import Spec as NormSpec
 
@@ -16,7 +17,7 @@ def torch_truth(spec: Spec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarr
         import torch  # noqa: F401
     except ImportError:
         return {}
-    of_op = {NormSpec: _norm, EmaSpec: _ema, AttentionSpec: _attention, RotarySpec: _rotary}
+    of_op = {NormSpec: _norm, EmaSpec: _ema, AttentionSpec: _attention, RotarySpec: _rotary, LinearSpec: _linear}
     return of_op[type(spec)](spec, arrays)
 
 
@@ -123,4 +124,20 @@ def _rotary(spec, arrays) -> dict[str, np.ndarray]:
     total = sum((part * torch.tensor(arrays[name].astype(np.float64))).sum() for part, name in ((q, "dq"), (k, "dk")))
     torch.as_tensor(total).backward()
     values = {"q": q, "k": k} | {f"d{name}": tensor.grad for name, tensor in moving.items()}
+    return {name: tensor.detach().numpy() for name, tensor in values.items()}
+
+
+def _linear(spec, arrays) -> dict[str, np.ndarray]:
+    import torch
+
+    moving = {
+        name: torch.tensor(arrays[name].astype(np.float64), requires_grad=True)
+        for name in ops.linear.MOVING
+        if name in arrays
+    }
+    a = moving["x"] + moving.get("x_bias", 0.0)
+    a = torch.nn.functional.silu(a) if spec.activation == "silu" else a
+    y = torch.nn.functional.linear(a, moving["weight"], moving.get("bias")) + moving.get("residual", 0.0)
+    (y * torch.tensor(arrays["dy"].astype(np.float64))).sum().backward()
+    values = {"y": y} | {f"d{name}": tensor.grad for name, tensor in moving.items()}
     return {name: tensor.detach().numpy() for name, tensor in values.items()}

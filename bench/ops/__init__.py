@@ -20,23 +20,26 @@ A module has
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 
-from bench.ops import attention, ema, norm, rotary
+from bench.ops import attention, ema, linear, norm, rotary
 from pallas_kernels.chunked_attention import specs as attention_specs
 from pallas_kernels.chunked_attention.specs import Spec as AttentionSpec
 from pallas_kernels.complex_ema import specs as ema_specs
 from pallas_kernels.complex_ema.specs import Spec as EmaSpec
+from pallas_kernels.fused_linear import specs as linear_specs
+from pallas_kernels.fused_linear.specs import Spec as LinearSpec
 from pallas_kernels.normalized_rotary import specs as rotary_specs
 from pallas_kernels.normalized_rotary.specs import Spec as RotarySpec
 from pallas_kernels.timestep_norm import specs as norm_specs
 from pallas_kernels.timestep_norm.specs import Spec as NormSpec
 
-Spec = NormSpec | EmaSpec | AttentionSpec | RotarySpec
+Spec = NormSpec | EmaSpec | AttentionSpec | RotarySpec | LinearSpec
 Titled = dict[str, Spec]
 
 
 def of(spec: Spec) -> ModuleType:
     """The module of the op that a spec is of."""
-    return {NormSpec: norm, EmaSpec: ema, AttentionSpec: attention, RotarySpec: rotary}[type(spec)]
+    modules = {NormSpec: norm, EmaSpec: ema, AttentionSpec: attention, RotarySpec: rotary, LinearSpec: linear}
+    return modules[type(spec)]
 
 
 def _titled(specs: Iterable[Spec]) -> Titled:
@@ -44,13 +47,22 @@ def _titled(specs: Iterable[Spec]) -> Titled:
 
 
 # Of every op, by "op: name".
-PRESETS = _titled((*norm_specs.PRESETS, *ema_specs.PRESETS, *attention_specs.PRESETS, *rotary_specs.PRESETS))
+PRESETS = _titled(
+    (
+        *norm_specs.PRESETS,
+        *ema_specs.PRESETS,
+        *attention_specs.PRESETS,
+        *rotary_specs.PRESETS,
+        *linear_specs.PRESETS,
+    )
+)
 PARITY = _titled(
     (
         *(*norm_specs.PARITY, *norm_specs.LONG),
         *(*ema_specs.PARITY, *ema_specs.LONG),
         *attention_specs.PARITY,
         *rotary_specs.PARITY,
+        *linear_specs.PARITY,
     )
 )
 SHORTFALLS = _titled(ema_specs.SHORTFALLS)  # break the policy, by how much is known; shown when named

@@ -85,5 +85,6 @@ def _ops() -> str:
             *[array(2, 1, 64)] * 2,
             positions=array(length, dtype=jnp.int32),
         ),
+        pallas_kernels.explain(pallas_kernels.fused_linear, x, array(dim, dim)),
     )
     return "\n".join(map(str, explanations))

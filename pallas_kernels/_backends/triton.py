@@ -28,6 +28,8 @@ try:
 except ImportError as error:  # a jax without this backend
     IMPORT_ERROR = f"jax.experimental.pallas.triton cannot be imported ({error})"
 
+MatrixProduct = Callable[[jax.Array, jax.Array], jax.Array]
+
 # Deprecated upstream since jax 0.11, still there in 0.12; the warning comes up wherever a program is lowered.
 warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
 
@@ -122,7 +124,7 @@ def fused_multiply_add(plan: Plan) -> Callable[[jax.Array, jax.Array, jax.Array]
     return fma
 
 
-def matrix_product(plan: Plan, precision: str | None) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def matrix_product(plan: Plan, precision: str | None) -> MatrixProduct:
     """(a, b) -> a b of two tiles of one dtype, summed in float32.
 
     float32 operands are split into three bfloat16 numbers each, 24 bits in all, of whose products the six largest are
