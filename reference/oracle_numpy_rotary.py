@@ -47,7 +47,9 @@ def normalized_rotary(z, scale, shift, bias=None, *, positions, eps=1e-5, base=1
 
 def normalized_rotary_vjp(z, scale, shift, bias=None, *, positions, eps=1e-5, base=10000.0, interleaved=False, dq, dk):
     """Gradients of sum(q dq) + sum(k dk): dict over z, scale, shift and, if there is one, bias."""
-    z, scale, shift, dq, dk = (np.asarray(a, np.float64) for a in (z if bias is None else z + bias, scale, shift, dq, dk))
+    z, scale, shift, dq, dk = (
+        np.asarray(a, np.float64) for a in (z if bias is None else z + bias, scale, shift, dq, dk)
+    )
     dz, dscale, dshift = np.empty(z.shape), np.zeros(scale.shape), np.zeros(shift.shape)
     for cell, position in _cells(z, positions):
         head, size = cell[2], z.shape[3]
