@@ -17,7 +17,9 @@ def test_interpreted(spec):
     kernel_parity.check(spec, "triton_interpret")
 
 
-@pytest.mark.parametrize("spec", kernel_parity.ATTENTION, ids=str)
+@pytest.mark.parametrize(
+    "spec", kernel_parity.all_but(kernel_parity.ATTENTION, "gated, masked", "gated, long chunks"), ids=str
+)
 def test_lowered(spec):
     kernel_parity.check(spec, "lowered")
 
