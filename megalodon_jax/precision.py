@@ -46,11 +46,14 @@ def ensure_sensitive_param_dtype(model: Model, *, dtype=jnp.float32) -> Model:
 def cast_weights(model: MegalodonForCausalLM) -> MegalodonForCausalLM:
     """The model with those weights in compute_dtype that every call casts to it anyway: for a loop of many calls.
 
-    They are those of linear layers and, unless `scale_emb` multiplies it before the cast, of the embedding. Outputs
-    stay the same, bit for bit.
+    They are those of linear layers and, unless `scale_emb` multiplies it before the cast, of the embedding; biases are
+    added in float32. Outputs stay the same, bit for bit.
     """
     kinds = eqx.nn.Linear if model.config.scale_emb else (eqx.nn.Linear, eqx.nn.Embedding)
     is_cast = lambda node: isinstance(node, kinds)  # noqa: E731
     dtype = model.config.compute_dtype
-    cast = lambda node: jax.tree.map(lambda a: a.astype(dtype), node) if is_cast(node) else node  # noqa: E731
+
+    def cast(node):
+        return eqx.tree_at(lambda layer: layer.weight, node, node.weight.astype(dtype)) if is_cast(node) else node
+
     return jax.tree.map(cast, model, is_leaf=is_cast)

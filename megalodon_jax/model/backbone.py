@@ -110,7 +110,10 @@ class MegalodonModel(eqx.Module):
         scanned = self.config.scan_layers and cache is None and not return_cache and len(self.layers) > 1
         if scanned:
             x = self._scan_layers(x, attention_mask, deterministic, key, segment_ids, position_ids)
-        emas = () if scanned or not self.layers else each_layer(self._coefficients())
+        together = (
+            self.layers and not scanned and x.shape[1] > 1
+        )  # for a single step XLA forms them where they are read
+        emas = each_layer(self._coefficients()) if together else (None,) * len(self.layers)
         for layer, layer_cache, layer_key, coefficients in (
             () if scanned else zip(self.layers, caches, split(key, len(self.layers)), emas, strict=True)
         ):
