@@ -52,7 +52,8 @@ def _forward(hidden, weight, targets, factors, chunk, accum_dtype):
         losses, top, total = _losses(z, y, a)
         hit = lax.broadcasted_iota(y.dtype, z.shape, 1) == y[:, None]
         dz = jnp.exp(z.astype(jnp.float32) - top[:, None]) / total[:, None] - hit.astype(jnp.float32)
-        dz = (dz * a[:, None]).astype(dtype)
+        counts = (a != 0)[:, None]  # what a token of factor 0 holds reaches nothing
+        dz, h = jnp.where(counts, dz * a[:, None], 0).astype(dtype), jnp.where(counts, h, 0)
         dh = _dot("tv,vd->td", dz, w, preferred_element_type=_result(dtype, accum_dtype)).astype(dtype)
         return dw + _dot("tv,td->vd", dz, h, preferred_element_type=jnp.float32), (losses, dh)
 

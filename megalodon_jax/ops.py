@@ -26,17 +26,20 @@ def matmul_3d_weight(
     accum_dtype,
     gemm_backend: str = "default",
 ) -> Float[Array, "*batch O"]:
-    """x @ weight.T in compute_dtype, accumulated in accum_dtype."""
+    """x @ weight.T in compute_dtype, accumulated in accum_dtype (a bfloat16 product in float32, by XLA).
+
+    A bfloat16 product differentiates once and in reverse.
+    """
     x, compute, accum = x.astype(compute_dtype), jnp.dtype(compute_dtype), jnp.dtype(accum_dtype)
     if gemm_backend in FORMATS:
         y = jnp.asarray(product(x.reshape(-1, x.shape[-1]), weight.astype(compute), gemm_backend))
-        return y.reshape(*x.shape[:-1], -1).astype(compute)
+        return y.reshape(*x.shape[:-1], weight.shape[0]).astype(compute)
     if gemm_backend != "default":
         raise ValueError(f"gemm_backend must be 'default', 'mxfp8' or 'nvfp4', got {gemm_backend!r}")
     if compute == jnp.float32:
         return _product("...d,od->...o", x, weight.astype(compute), accum).astype(compute)
     rows = jnp.asarray(_rounded_product(x.reshape(-1, x.shape[-1]), weight, accum))
-    return rows.reshape(*x.shape[:-1], -1)
+    return rows.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def linear_3d(
@@ -63,7 +66,7 @@ def add_bias(y: Float[Array, "*batch O"], bias: Float[Array, " O"]) -> Float[Arr
 
 
 def apart(x: Float[Array, "*x"], number: int) -> Float[Array, "*x"]:
-    """x, and backwards its cotangent, as an array that is not taken for the same under another number.
+    """x, as an array of its own, which under another number is another; so is its cotangent.
 
     XLA merges products that share an operand, on a GPU, and then copies those parts of the result that a kernel reads.
     """
@@ -83,7 +86,7 @@ def _forward(x, weight, accum_dtype):
 
 def _backward(accum_dtype, saved, dy):
     x, rounded, like = saved
-    dw = _product("mo,md->od", dy, x, jnp.promote_types(accum_dtype, jnp.float32)).astype(like.dtype)
+    dw = _product("mo,md->od", dy, x, jnp.float32).astype(like.dtype)
     return _product("mo,od->md", dy, rounded, x.dtype), dw
 
 

@@ -50,8 +50,11 @@ def chunked_attention(
     dropout_mode: DropoutMode = "post_softmax",
 ) -> Float[Array, "B L H V"]:
     """Reference chunked_attention; arguments, shapes and meaning as in `pallas_kernels.chunked_attention`."""
+    if gate is not None:
+        valid = valid_tokens(mask, segment_ids)  # what others hold is not to reach the gradient of SiLU
+        v = activated(v if valid is None else jnp.where(valid[..., None, None], v, 0), v_bias)
     o = _attention(
-        q, k, v if gate is None else activated(v, v_bias), chunk_size, mask, segment_ids,
+        q, k, v, chunk_size, mask, segment_ids,
         cached_k, cached_v, cached_length, precision, softmax_dtype, dropout_rate, dropout_key, dropout_mode,
     )  # fmt: skip
     return o if gate is None else gated(o, gate, gate_bias)

@@ -99,6 +99,26 @@ def check_masked_keys(rung: str, kind: str) -> None:
     assert not dv[:, ~np.asarray(valid[0])].any()
 
 
+def check_masked_values_of_a_gate(rung: str) -> None:
+    """Neither what a masked value is made of nor its bias: NaN there reaches no result and no gradient."""
+    q, k, v, do = arrays(7, 45)
+    mask = jnp.ones((1, 45), bool).at[:, 20:30].set(False)
+    bias = jnp.ones((2, WIDTH), jnp.float32)
+
+    def run(implementation, v):
+        def op(q, k, v, gate, v_bias, gate_bias):
+            gating = {"gate": gate, "v_bias": v_bias, "gate_bias": gate_bias}
+            return chunked_attention(q, k, v, chunk_size=CHUNK, mask=mask, implementation=implementation, **gating)
+
+        o, pullback = jax.vjp(op, q, k, v, do, bias, bias)
+        return o, *pullback(do)
+
+    with launched(TILES):
+        clean, poisoned = (parity.run(rung, run, jnp.where(mask[..., None, None], v, bad)) for bad in (0.0, jnp.nan))
+    for value, expected in zip(poisoned, clean, strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
 def check_continuation(rung: str) -> None:
     """Any split into calls gives the same up to rounding; what is in the cache beside its keys reaches nothing."""
     q, k, v, _ = arrays(6, 45)

@@ -40,6 +40,11 @@ def test_masked_keys_may_hold_anything(rung, kind):
     attention_laws.check_masked_keys(rung, kind)
 
 
+@pytest.mark.parametrize("rung", ["xla", pytest.param("triton_interpret", marks=pytest.mark.thorough), "lowered"])
+def test_masked_values_of_a_gate_may_hold_anything(rung):
+    attention_laws.check_masked_values_of_a_gate(rung)
+
+
 @kernel_parity.on_both_rungs
 def test_any_split_into_calls_gives_the_same(rung):
     attention_laws.check_continuation(rung)

@@ -188,6 +188,11 @@ def test_masked_keys_may_hold_anything(kind):
 
 
 @cuda
+def test_masked_values_of_a_gate_may_hold_anything():
+    attention_laws.check_masked_values_of_a_gate("triton")
+
+
+@cuda
 def test_any_split_of_attention_into_calls_gives_the_same():
     attention_laws.check_continuation("triton")
 

@@ -207,3 +207,22 @@ def test_all_logits_are_never_in_memory(asked, reduction, rows):
 
     program = jax.make_jaxpr(jax.value_and_grad(loss))(arrays, ids)
     assert largest(program.jaxpr) <= max(rows, 2 * 4) * config.vocab_size
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_one_token_has_nothing_to_predict(dtype):
+    model = models.build(compute_dtype=dtype, accum_dtype=dtype)
+    ids = models.ids()[:, :1]
+    value, gradients = eqx.filter_value_and_grad(lambda m: m.compute_loss(ids, ids))(model)
+    assert value == 0
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(eqx.filter(gradients, eqx.is_array)))
+
+
+def test_a_token_that_does_not_count_may_hold_anything():
+    r = np.random.default_rng(0)
+    hidden = jnp.asarray(r.normal(size=(2, 5, 4)), jnp.float32).at[0, 3].set(jnp.nan)
+    weight, targets = jnp.asarray(r.normal(size=(7, 4)), jnp.float32), jnp.asarray(r.integers(0, 7, (2, 5)))
+    factors = jnp.ones((2, 5)).at[0, 3].set(0.0)
+    gradients = jax.grad(lambda h, w: weighted_loss(h, w, targets, factors, 4, jnp.float32), argnums=(0, 1))
+    for gradient in gradients(hidden, weight):
+        assert jnp.all(jnp.isfinite(gradient))

@@ -154,9 +154,9 @@ class MegalodonAttention(eqx.Module):
         v = self._heads(self._product(self.wv, normed))
         gate = Gate(self._heads(self._product(self.wr, apart(mean, 2))), self._bias(self.wv), self._bias(self.wr))
         out, attention_cache, position = self.inner.from_projection(
-            z, v, gate, *self._scale_and_shift(), self._bias(self.wz), self.norm_eps,
+            z, v, *self._scale_and_shift(), self.norm_eps,
             cache.attn, mask, return_cache, deterministic, attention_key,
-            segment_ids=segment_ids, position_ids=position_ids,
+            bias=self._bias(self.wz), gate=gate, segment_ids=segment_ids, position_ids=position_ids,
         )  # fmt: skip
         gated = dropout(of_operation(out).reshape(*out.shape[:2], -1), self.hidden_dropout, deterministic, gate_key)
         y = self._linear(self.wh1, mean) + self._linear(self.wh2, gated, number=3)
@@ -176,9 +176,8 @@ class MegalodonAttention(eqx.Module):
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], self.num_heads, -1)
 
-    def _bias(self, layer: eqx.nn.Linear) -> Float32[Array, "H F"]:
-        assert layer.bias is not None
-        return layer.bias.astype(jnp.float32).reshape(self.num_heads, -1)
+    def _bias(self, layer: eqx.nn.Linear) -> Float32[Array, "H F"] | None:
+        return None if layer.bias is None else layer.bias.astype(jnp.float32).reshape(self.num_heads, -1)
 
     def _product(self, layer: eqx.nn.Linear, x: jax.Array) -> jax.Array:
         return matmul_3d_weight(x, layer.weight, self.compute_dtype, self.accum_dtype, self.gemm_backend)

@@ -162,10 +162,8 @@ class ChunkedAttention(eqx.Module):
         self,
         z: Float[Array, "B L H K"],
         v: Float[Array, "B L H V"],
-        gate: Gate,
         scale: Float32[Array, "2 H K"],
         shift: Float32[Array, "2 H K"],
-        bias: Float32[Array, "H K"],
         norm_eps: float,
         cache: AttentionCache | None = None,
         mask: Bool[Array, "B L"] | None = None,
@@ -173,10 +171,14 @@ class ChunkedAttention(eqx.Module):
         deterministic: bool = True,
         key=None,
         *,
+        bias: Float32[Array, "H K"] | None = None,
+        gate: Gate | None = None,
         segment_ids: Int[Array, "B L"] | None = None,
         position_ids: Int[Array, "B L"] | None = None,
     ) -> tuple[Float[Array, "B L H V"], AttentionCache | None, Int32[Array, " B"]]:
-        """The same, gated, with the queries and keys that `normalized_rotary` makes of z; errors as there and above."""
+        """The same with the queries and keys that `normalized_rotary` makes of z and its bias, and gated if there is a
+        gate; errors as there and above.
+        """
         positions = self._positions(z.shape[1], cache, return_cache, segment_ids, position_ids)
         q, k = normalized_rotary(
             z, scale, shift, bias,

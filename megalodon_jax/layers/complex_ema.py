@@ -60,10 +60,14 @@ class ComplexEMA(eqx.Module):
 
     def _coeffs(self) -> Coefficients:
         """In float32 / complex64 whatever the dtype of the parameters."""
-        alpha, delta, theta, gamma_real, gamma_imag = (
-            a.astype(jnp.float32)
-            for a in (self.alpha[..., 0], self.delta[..., 0], self.theta[..., 0], self.gamma_real, self.gamma_imag)
-        )
+        return self._formed(*self._parameters())
+
+    def _parameters(self) -> tuple[Float32[Array, "..."], ...]:
+        """What coefficients are made of."""
+        arrays = (self.alpha[..., 0], self.delta[..., 0], self.theta[..., 0], self.gamma_real, self.gamma_imag)
+        return tuple(a.astype(jnp.float32) for a in arrays)
+
+    def _formed(self, alpha, delta, theta, gamma_real, gamma_imag) -> Coefficients:
         a, d = jax.nn.sigmoid(alpha), jax.nn.sigmoid(delta)
         wavelet = jnp.arange(1, self.ndim + 1, dtype=jnp.float32)
         phi = wavelet * jax.nn.sigmoid(theta) * (2.0 * math.pi / self.ndim)
@@ -94,8 +98,8 @@ class ComplexEMA(eqx.Module):
 
 def stacked_coefficients(layers: Sequence[ComplexEMA]) -> Coefficients:
     """Those of layers of one shape, formed together: a few kernels in all instead of a few for each layer."""
-    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-    return jax.vmap(lambda layer: layer._coeffs())(together)
+    parameters = zip(*(layer._parameters() for layer in layers), strict=True)
+    return jax.vmap(layers[0]._formed)(*(jnp.stack(group) for group in parameters))
 
 
 def each_layer(stacked: Coefficients) -> list[Coefficients]:

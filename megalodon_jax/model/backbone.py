@@ -75,7 +75,8 @@ class MegalodonModel(eqx.Module):
             cache: state of the tokens before these.
             return_cache: also return the state after these tokens; of layers only with `deterministic`, or with
                 `detach_cache=False`.
-            deterministic: False turns dropout on (and, with config.use_checkpoint, rematerialisation).
+            deterministic: False turns dropout on (and, with config.use_checkpoint and no config.remat, the
+                rematerialisation of blocks).
             key: PRNG key for dropout.
             segment_ids: packed documents, 0 = padding; every run is computed as if alone. Not with a cache.
             position_ids: rotary positions; run-local by default.
@@ -110,10 +111,9 @@ class MegalodonModel(eqx.Module):
         scanned = self.config.scan_layers and cache is None and not return_cache and len(self.layers) > 1
         if scanned:
             x = self._scan_layers(x, attention_mask, deterministic, key, segment_ids, position_ids)
-        together = (
-            self.layers and not scanned and x.shape[1] > 1
-        )  # for a single step XLA forms them where they are read
-        emas = each_layer(self._coefficients()) if together else (None,) * len(self.layers)
+        emas = (None,) * len(self.layers)
+        if self.layers and not scanned and x.shape[1] > 1:  # for a single step XLA forms them where they are read
+            emas = each_layer(self._coefficients())
         for layer, layer_cache, layer_key, coefficients in (
             () if scanned else zip(self.layers, caches, split(key, len(self.layers)), emas, strict=True)
         ):

@@ -142,7 +142,7 @@ class MegalodonForCausalLM(eqx.Module):
             loss_chunk_size: form logits for at most so many tokens at a time, never [B, L, V]; "mean" and "sum" form
                 the gradient with them, "none" forms them again in the backward. None: all logits at once up to
                 `loss.LARGEST_WHOLE` of them, chunks of `loss.CHUNK` tokens beyond. Forward mode and second
-                derivatives need all at once, or "none".
+                derivatives need all at once, or "none", and float32 compute.
             checks: as in the call.
 
         Raises:
@@ -160,7 +160,7 @@ class MegalodonForCausalLM(eqx.Module):
             input_ids, attention_mask, None, False, deterministic, key,
             segment_ids=segment_ids, position_ids=position_ids, checks=checks,
         )  # fmt: skip
-        targets = labels[:, 1:]
+        targets = labels[:, 1:].astype(jnp.int32)
         valid = losses.valid_targets(targets, ignore_index, attention_mask, segment_ids)
         targets = require_in_range("labels", jnp.where(valid, targets, 0), self.config.effective_output_size, checks)
         dtype: Any = self.config.softmax_dtype

@@ -57,7 +57,8 @@ def chunked_attention(
             the reference.
         gate, v_bias, gate_bias: gated attention, with no pass over memory for SiLU, gate and biases: with `gate`,
             values are silu(v + v_bias) and the result is times silu(gate + gate_bias), formed in float32. `cached_v`
-            holds values, not what they are made of.
+            holds values, not what they are made of. A gate that is NaN makes its own result NaN, and gradients of what
+            that is made of, for a query without an allowed key too.
         precision: None: float32 products are float32. "tf32": let float32 inputs use TF32 tensor cores.
         softmax_dtype: of scores, softmax and sums; other than float32 on implementation "xla" alone.
         dropout_rate, dropout_key: probability with which a softmax weight is dropped, and what draws it (needed unless

@@ -97,7 +97,8 @@ def launches(
     shape = {
         "batch": batch, "length": length, "heads": heads, "depth": depth, "width": v.shape[3], "chunk": chunk_size,
         "dtype": q.dtype.name, "masked": int(mask is not None), "packed": int(segment_ids is not None),
-        "cached": slots, "gated": int(gate is not None), "precision": precision or "float32",
+        "cached": slots, "precision": precision or "float32",
+        **({} if gate is None else {"gated": 1}),
     }  # fmt: skip
     uneven = length % LONGEST or chunk_size % LONGEST or any(next_power_of_two(n) != n for n in (depth, v.shape[3]))
     bfloat16 = _BFLOAT16 if mask is None and segment_ids is None and not uneven else _BFLOAT16 | _MASKED
