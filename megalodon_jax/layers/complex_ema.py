@@ -64,10 +64,11 @@ class ComplexEMA(eqx.Module):
 
     def _parameters(self) -> tuple[Float32[Array, "..."], ...]:
         """What coefficients are made of."""
-        arrays = (self.alpha[..., 0], self.delta[..., 0], self.theta[..., 0], self.gamma_real, self.gamma_imag)
+        arrays = (self.alpha, self.delta, self.theta, self.gamma_real, self.gamma_imag)
         return tuple(a.astype(jnp.float32) for a in arrays)
 
     def _formed(self, alpha, delta, theta, gamma_real, gamma_imag) -> Coefficients:
+        alpha, delta, theta = alpha[..., 0], delta[..., 0], theta[..., 0]
         a, d = jax.nn.sigmoid(alpha), jax.nn.sigmoid(delta)
         wavelet = jnp.arange(1, self.ndim + 1, dtype=jnp.float32)
         phi = wavelet * jax.nn.sigmoid(theta) * (2.0 * math.pi / self.ndim)
