@@ -16,7 +16,6 @@ from bench import (
     compile_times,
     ema_targets,
     figures,
-    inspect_model,
     inspect_parity,
     norm_targets,
     ops,
@@ -26,7 +25,6 @@ from bench import (
 )
 from bench.inspect import tools
 from bench.programs import MODES
-from megalodon_jax import MegalodonConfig
 from pallas_kernels.complex_ema.specs import HEADLINE as EMA_HEADLINE
 from pallas_kernels.complex_ema.specs import Spec as EmaSpec
 from pallas_kernels.timestep_norm.specs import HEADLINE
@@ -173,30 +171,6 @@ def test_baselines_compute_complex_ema(segments):
     arrays = jax.device_put(arrays)
     for found, value in zip(jax.tree.leaves(program(arrays)), jax.tree.leaves(expected(arrays)), strict=True):
         np.testing.assert_allclose(found, value, rtol=0, atol=1e-4 * np.abs(value).max())
-
-
-@needs_tools
-@pytest.mark.thorough
-def test_model_command(monkeypatch, tmp_path, capsys):
-    small = MegalodonConfig(
-        vocab_size=32, model_dim=32, num_layers=1, z_dim=16, value_dim=32, ffn_hidden_dim=32, cema_ndim=2,
-        chunk_size=32, norm_num_groups=4, compute_dtype="bfloat16",
-    )  # fmt: skip
-    monkeypatch.setattr(inspect_model, "CONFIG", small)
-    monkeypatch.setattr(inspect_model, "LENGTH", 64)
-    path = tmp_path / "out.json"
-    command_line.main(["inspect", "--suite", "model", "--json", str(path)])
-    printed = capsys.readouterr().out
-    assert "a model of 1 layers of dimension 32" in printed
-    assert "complex_ema_backward" in printed
-    (target,) = json.loads(path.read_text())["targets"]
-    with_kernels, without = target["steps"]["kernels"], target["steps"]["XLA"]
-    for step in (with_kernels, without):
-        assert sum(step["bytes_by_kind"].values()) == step["bytes_moved"] > 0
-        assert sum(step["launches_by_kind"].values()) == step["launches"]
-    assert not [kind for kind in without["launches_by_kind"] if "complex_ema" in kind or "timestep_norm" in kind]
-    assert with_kernels["launches_by_kind"]["timestep_norm_forward"] == 2
-    assert with_kernels["launches"] < without["launches"]
 
 
 @pytest.mark.parametrize("suite", ["ops", "model"])

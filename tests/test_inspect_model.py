@@ -120,7 +120,7 @@ def test_the_kernels_of_every_layer_are_there(found):
 def test_a_state_costs_a_forward_little(found):
     forward, prefill = (found[name]["kernels"] for name in ("forward", "prefill"))
     assert prefill.bytes_moved <= model_targets.MOST_PREFILL * forward.bytes_moved
-    assert prefill.launches <= 1.13 * forward.launches  # those above 1.1 move 13 MB in all
+    assert prefill.launches <= 1.21 * forward.launches  # most of those above 1.1 put keys and values into rings
 
 
 @needs_tools
@@ -130,13 +130,13 @@ def test_decoding_reads_weights_and_state_and_little_else(found):
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments))
     for one in found["decode"].values():
         assert one.bytes_moved <= 1.1 * held
-        assert one.launches <= 260
+        assert one.launches <= 230
 
 
 @needs_tools
 @pytest.mark.all_targets
 def test_scanned_layers_are_compiled_once():
-    config = replace(MODEL_S.config, num_layers=3)
+    config = replace(MODEL_S.config, num_layers=5)
     launches = [
         inspect_model.measure("forward", "kernels", "sm_90", replace(MODEL_S, config=replace(config, scan_layers=scan)))
         for scan in (False, True)

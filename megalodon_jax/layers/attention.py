@@ -150,16 +150,21 @@ class MegalodonAttention(eqx.Module):
         mean = eqx.filter_checkpoint(self.rmsnorm)(of_operation(smooth))
         mean = dropout(mean, self.hidden_dropout, deterministic, mean_key)
 
-        z = self._heads(self._product(self.wz, apart(mean, 1)))
+        one = x.shape[1] == 1  # whose products may be merged: nothing is copied for a kernel
+        z = self._heads(self._product(self.wz, mean if one else apart(mean, 1)))
         v = self._heads(self._product(self.wv, normed))
-        gate = Gate(self._heads(self._product(self.wr, apart(mean, 2))), self._bias(self.wv), self._bias(self.wr))
+        gate = Gate(
+            self._heads(self._product(self.wr, mean if one else apart(mean, 2))),
+            self._bias(self.wv),
+            self._bias(self.wr),
+        )
         out, attention_cache, position = self.inner.from_projection(
             z, v, *self._scale_and_shift(), self.norm_eps,
             cache.attn, mask, return_cache, deterministic, attention_key,
             bias=self._bias(self.wz), gate=gate, segment_ids=segment_ids, position_ids=position_ids,
         )  # fmt: skip
         gated = dropout(of_operation(out).reshape(*out.shape[:2], -1), self.hidden_dropout, deterministic, gate_key)
-        y = self._linear(self.wh1, mean) + self._linear(self.wh2, gated, number=3)
+        y = self._linear(self.wh1, mean) + self._linear(self.wh2, gated, number=None if one else 3)
         y = dropout(y, self.dropout, deterministic, out_key) + x
         if not return_cache:
             return y, None
