@@ -18,7 +18,9 @@ def compiled(batch: int, length: int):
     cache = init_cache(model.config, batch, allocate_kv=True, allocate_norm=True, allocate_ema=True)
     run = lambda parameters, ids, cache: eqx.combine(parameters, static)(ids, cache=cache, return_cache=True)  # noqa: E731
     ids = jnp.ones((batch, length), jnp.int32)
-    return model, jax.jit(run, donate_argnums=2).lower(parameters, ids, cache).compile().as_text()
+    text = jax.jit(run, donate_argnums=2).lower(parameters, ids, cache).compile().as_text()
+    assert text is not None
+    return model, text
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 1), (2, 9)])
