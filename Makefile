@@ -1,6 +1,7 @@
 # make demo   install into a virtual environment, train a small model for two minutes, generate text
 # make test   install into a virtual environment, lint, type check, run the tests
 # make test-all   make test, the rest of the tests, every kernel compiled for every architecture, make test on NEWEST
+# make docs   the documents as a site, in build/site; a broken link is an error
 # PYTHON chooses the interpreter: make test PYTHON=python3.12 (its own environment, without torch)
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ comma := ,
 TORCH := $(if $(filter 3.11,$(VERSION)),$(comma)torch)
 SEED ?= 0
 
-.PHONY: demo test test-all lint types unit install clean
+.PHONY: demo test test-all lint types unit docs install clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m megalodon_jax demo --seed $(SEED)
@@ -35,6 +36,9 @@ unit: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	XLA_FLAGS=--xla_force_host_platform_device_count=2 $(BIN)/python -m pytest -n 2 -m optimized
 
+docs: $(VENV)/.test
+	$(BIN)/mkdocs build --strict --quiet
+
 install: $(VENV)/.test
 
 $(BIN)/python:
@@ -46,7 +50,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench,inspect$(TORCH)]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench,docs,inspect$(TORCH)]"
 	touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m bench cpu` and `python -m bench inspect`."""
+"""Command line of the benchmarks: `python -m bench {cpu,gpu,compare,tune,training,inspect}`."""
 
 import argparse
 from collections.abc import Sequence
@@ -19,7 +19,11 @@ from bench import (
     inspect_toeplitz,
     ops,
 )
+from bench.gpu import command as gpu
 from bench.inspect import TARGETS
+from bench.training import command as training
+from bench.tuning import command as tune
+from megalodon_jax.cli.arguments import positive_int, seed
 
 _CPU = {
     "ops": cpu_ops.run,
@@ -31,6 +35,7 @@ _CPU = {
 _INSPECT = {"ops": ops.PRESETS, "parity": ops.PARITY | ops.SHORTFALLS} | {
     suite: {} for suite in ("model", "compile", "rotary", "tiles", "toeplitz")
 }
+_OTHERS = {"gpu": gpu.run, "compare": gpu.run_compare, "training": training.run, "tune": tune.run}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--rounds is not for --suite {options.suite}, where nothing is timed")
         given = {"lengths": options.lengths, "rounds": options.rounds}
         _CPU[options.suite](**{name: value for name, value in given.items() if value}, json_file=options.json)
+        return
+    if options.command in _OTHERS:
+        _OTHERS[options.command](options, parser)
         return
     specs = _specs(options.suite, options.spec or (), parser)
     if options.target and options.suite in ("parity", "compile", "rotary", "tiles", "toeplitz"):
@@ -80,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     _add_cpu(commands.add_parser("cpu", help="CPU time, accuracy, temporary memory and growth with the length, on CPU"))
+    gpu.add_options(commands.add_parser("gpu", help="time, memory and errors on a GPU, implementations side by side"))
+    gpu.add_compare_options(commands.add_parser("compare", help="two records of `bench gpu`: ratios, and noise"))
+    tune.add_options(commands.add_parser("tune", help="search tiles of the kernels on a GPU, and keep the faster ones"))
+    beside = commands.add_parser("training", help="training beside PyTorch, and models beside each other, on CPU")
+    training.add_options(beside)
+    _add_json(beside)
     _add_inspect(
         commands.add_parser("inspect", help="the GPU kernels without a GPU: static figures, and parity with float64")
     )
@@ -99,19 +113,19 @@ def _add_cpu(cpu: argparse.ArgumentParser) -> None:
     cpu.add_argument(
         "--lengths",
         nargs="+",
-        type=_positive,
+        type=positive_int,
         metavar="L",
         help=f"sequence lengths (default: {cpu_ops.LENGTHS}; of model, {cpu_model.LENGTHS}; of prompts, "
         f"{cpu_inference.LENGTHS}; of streams, {cpu_stream.LENGTHS}; of precision, steps, {cpu_precision.STEPS})",
     )
     cpu.add_argument(
         "--rounds",
-        type=_positive,
+        type=positive_int,
         metavar="R",
         help=f"interleaved rounds (default: {cpu_ops.ROUNDS}; of model, {cpu_model.ROUNDS}); not for stream "
         "and precision, where nothing is timed",
     )
-    cpu.add_argument("--json", type=_writable, metavar="FILE", help="write versions, samples, medians and errors here")
+    _add_json(cpu)
 
 
 def _add_inspect(inspect: argparse.ArgumentParser) -> None:
@@ -140,21 +154,12 @@ def _add_inspect(inspect: argparse.ArgumentParser) -> None:
         help='only these problems (default: all), "complex_ema: headline" or, of every op, "headline"; '
         "ops then looks at each of them in detail",
     )
-    inspect.add_argument("--seed", type=_seed, metavar="N", help="parity: of the random inputs (default: 0)")
-    inspect.add_argument("--json", type=_writable, metavar="FILE", help="write every figure here")
+    inspect.add_argument("--seed", type=seed, metavar="N", help="parity: of the random inputs (default: 0)")
+    _add_json(inspect)
 
 
-def _positive(argument: str) -> int:
-    number = int(argument) if argument.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {argument!r}")
-    return number
-
-
-def _seed(argument: str) -> int:
-    if not argument.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected an integer from 0 on, got {argument!r}")
-    return int(argument)
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=_writable, metavar="FILE", help="write every figure here")
 
 
 def _writable(argument: str) -> Path:

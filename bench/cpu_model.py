@@ -1,15 +1,14 @@
 """Suite `model` on CPU: a whole model against the same model in plain formulations, and decoding against PyTorch.
 
 forward, training step (loss and gradients) and prefill of a small model, ours and plain (`bench.plain_model`), side by
-side; a decoding step of model S in float32, beside plain decoding and the PyTorch oracle's cached eager step. Nothing
-is measured unless logits, gradients and states agree.
+side, CPU time and the memory that their temporaries need at most; a decoding step of model S in float32, beside plain
+decoding and the PyTorch oracle's cached eager step. Nothing is measured unless logits, gradients and states agree.
 """
 
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -28,6 +27,7 @@ from bench.decoding import (
 )
 from bench.measure import CpuTime, interleaved, median_time
 from bench.model_programs import MODEL_S
+from bench.programs import Program
 from bench.targets import Verdict
 from megalodon_jax import MegalodonConfig, MegalodonForCausalLM, decode_step, init_cache
 
@@ -57,11 +57,13 @@ def run(lengths: Sequence[int] = LENGTHS, rounds: int = ROUNDS, json_file: Path 
 def measure(small: MegalodonConfig, decoded: MegalodonConfig, lengths: Sequence[int], rounds: int) -> dict:
     """Everything as plain data."""
     load = environment.load_average()
-    samples = {}
+    samples, memory = {}, {}
     for length in lengths:
         print(f"measuring L = {length} ...", file=sys.stderr, flush=True)
         for name, programs in sequence_programs(small, length).items():
-            samples[f"{name}, L = {length}"] = interleaved(programs, rounds)
+            part = f"{name}, L = {length}"
+            samples[part] = interleaved(programs, rounds)
+            memory[part] = {which: program.temp_bytes() for which, program in programs.items()}
     print("measuring decoding ...", file=sys.stderr, flush=True)
     samples["decode, a token"] = interleaved_tokens(decoding_programs(decoded), rounds)
     return {
@@ -77,11 +79,12 @@ def measure(small: MegalodonConfig, decoded: MegalodonConfig, lengths: Sequence[
             part: {name: dataclasses.asdict(median_time(found)) for name, found in programs.items()}
             for part, programs in samples.items()
         },
+        "temp_bytes": memory,
         "targets": [dataclasses.asdict(one) for one in verdicts(samples)],
     }
 
 
-def sequence_programs(config: MegalodonConfig, length: int) -> dict[str, dict[str, Callable[[], Any]]]:
+def sequence_programs(config: MegalodonConfig, length: int) -> dict[str, dict[str, Program]]:
     """Ours and plain by program, after a check that their logits, gradients and states agree."""
     model = MegalodonForCausalLM(config, key=jax.random.key(0))
     ids = random_ids(model, 1, length)
@@ -109,9 +112,10 @@ def sequence_programs(config: MegalodonConfig, length: int) -> dict[str, dict[st
     return programs
 
 
-def _program(function: Callable, model: MegalodonForCausalLM, ids: jax.Array) -> Callable[[], Any]:
-    compiled = eqx.filter_jit(function)
-    return lambda: jax.block_until_ready(compiled(model, ids))
+def _program(function: Callable, model: MegalodonForCausalLM, ids: jax.Array) -> Program:
+    parameters, static = eqx.partition(model, eqx.is_array)
+    compilable = jax.jit(lambda parameters, ids: function(eqx.combine(parameters, static), ids))
+    return Program(compilable.lower(parameters, ids).compile(), (parameters, ids))
 
 
 def decoding_programs(config: MegalodonConfig) -> dict[str, Callable[[], object]]:
@@ -153,7 +157,8 @@ def text(record: dict) -> str:
     for part, programs in record["medians"].items():
         for name, one in programs.items():
             times = (f"{one[key]:.1f}" for key in ("user_ms", "system_ms", "total_ms"))
-            rows.append([part, name, *times, f"{one['total_ms'] / programs['ours']['total_ms']:.2f}"])
+            temporary = f"{record['temp_bytes'][part][name] / 1e6:.1f}" if part in record["temp_bytes"] else "-"
+            rows.append([part, name, *times, f"{one['total_ms'] / programs['ours']['total_ms']:.2f}", temporary])
     return "\n\n".join(
         [
             ", ".join(f"{name} {version}" for name, version in record["versions"].items())
@@ -162,7 +167,7 @@ def text(record: dict) -> str:
             f"sequences: {_model(config['small'])}\ndecoding: {_model(config['decoded'])}\n"
             "plain: FFT convolution with directly computed powers, dense masked attention, whole logits.\n"
             f"Logits, every gradient and states agree: relative RMS of the difference below {MOST_ERROR:g}.",
-            report.table(["program", "", "user ms", "sys ms", "CPU ms", "/ ours"], rows, left=2),
+            report.table(["program", "", "user ms", "sys ms", "CPU ms", "/ ours", "peak temporary MB"], rows, left=2),
             "\n".join(
                 f"target {one['target']}: {'met' if one['met'] else 'MISSED'} ({one['figure']:.2f})"
                 for one in record["targets"]

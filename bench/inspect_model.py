@@ -5,7 +5,7 @@ Model S with kernels and without them, and one layer of larger models: what two 
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -16,17 +16,31 @@ from bench.inspect.targets import find_target
 from bench.model_programs import LARGE, MODEL_S, PROGRAMS, Shape, large, program
 from bench.sources import Line, by_line
 from bench.targets import Verdict
+from megalodon_jax.config import GemmBackend
 from pallas_kernels import use_implementation
 
 TARGETS = (model_targets.TARGET,)
-_OPS: tuple[str, ...] = ("complex_ema", "timestep_norm", "chunked_attention", "normalized_rotary")
+_OPS: tuple[str, ...] = ("complex_ema", "timestep_norm", "chunked_attention", "normalized_rotary", "feature_norm")
 NO_TRITON = {"xla_gpu_enable_triton_gemm": False}
-# Implementations of the operations, and options of the compiler.
-VARIANTS: dict[str, tuple[dict[str, str], dict[str, bool]]] = {
-    "kernels": ({}, {}),
-    "kernels, no Triton matmuls": ({}, NO_TRITON),
-    "XLA": (dict.fromkeys(_OPS, "xla"), {}),
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Implementations of the operations, options of the compiler, and what makes the matmuls of a model."""
+
+    implementations: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, bool] = field(default_factory=dict)
+    gemm_backend: GemmBackend = "default"
+
+
+VARIANTS = {
+    "kernels": Variant(),
+    "kernels, no Triton matmuls": Variant(options=NO_TRITON),
+    "fused matmuls": Variant(gemm_backend="fused"),
+    "fused matmuls, no Triton matmuls": Variant(options=NO_TRITON, gemm_backend="fused"),
+    "XLA": Variant(dict.fromkeys(_OPS, "xla")),
 }
+_OF_WHOLE_STEP = OF_LAYERS = ("kernels", "fused matmuls")
 LAYER_PROGRAMS = ("forward", "training", "prefill", "decode")
 
 
@@ -57,14 +71,17 @@ def run(targets: Sequence[str] = TARGETS, json_file: Path | None = None) -> None
 def _target(target: str) -> dict:
     model = {
         # The optimizer is XLA's in any case.
-        name: {one: measure(name, one, target) for one in (VARIANTS if name != "whole step" else ("kernels",))}
+        name: {one: measure(name, one, target) for one in (VARIANTS if name != "whole step" else _OF_WHOLE_STEP)}
         for name in PROGRAMS
     }
     return {
         "target": target,
         "card": find_target(target).card,
         "model": {name: {variant: asdict(one) for variant, one in by.items()} for name, by in model.items()},
-        "layers": {name: {one: _layer(one, name, target) for one in LAYER_PROGRAMS} for name in LARGE},
+        "layers": {
+            model: {name: {one: _layer(name, one, model, target) for one in OF_LAYERS} for name in LAYER_PROGRAMS}
+            for model in LARGE
+        },
         "verdicts": [asdict(one) for one in judge(model)] if target == model_targets.TARGET else [],
     }
 
@@ -74,27 +91,31 @@ def judge(model: Mapping[str, Mapping[str, Figures]]) -> list[Verdict]:
     return model_targets.verdicts(
         {
             name: {
-                "moved": by["kernels"].bytes_moved / 1e9,
-                "temporary": by["kernels"].temporary_bytes / 1e9,
-                "launches": by["kernels"].launches,
+                variant: {
+                    "moved": one.bytes_moved / 1e9, "temporary": one.temporary_bytes / 1e9,
+                    "launches": one.launches, "started": one.started,
+                }
+                for variant, one in by.items()
             }
             for name, by in model.items()
         }
-    )
+    )  # fmt: skip
 
 
 def measure(name: str, variant: str, target: str, shape: Shape = MODEL_S) -> Figures:
     """Compile a program of `PROGRAMS`."""
-    config = shape.config
+    chosen = VARIANTS[variant]
+    config = replace(shape.config, gemm_backend=chosen.gemm_backend)
     print(
         f"compiling {name}, {config.num_layers} layers of dimension {config.model_dim}, {variant}, {target} ...",
         file=sys.stderr,
         flush=True,
     )
-    implementations, options = VARIANTS[variant]
-    with use_implementation(**implementations):
-        function, arguments = program(name, shape)
-        compiled = compile_program(function, *arguments, target=target, options=options, kernels="none", lines=True)
+    with use_implementation(**chosen.implementations):
+        function, arguments = program(name, replace(shape, config=config))
+        compiled = compile_program(
+            function, *arguments, target=target, options=dict(chosen.options), kernels="none", lines=True
+        )
     return figures(compiled)
 
 
@@ -112,6 +133,6 @@ def figures(compiled: Program) -> Figures:
     )
 
 
-def _layer(program: str, model: str, target: str) -> dict[str, int]:
-    one, two = (asdict(measure(program, "kernels", target, large(model, layers))) for layers in (1, 2))
+def _layer(program: str, variant: str, model: str, target: str) -> dict[str, int]:
+    one, two = (asdict(measure(program, variant, target, large(model, layers))) for layers in (1, 2))
     return {figure: two[figure] - one[figure] for figure in ("bytes_moved", "temporary_bytes", "launches", "started")}

@@ -7,7 +7,7 @@ a cost of the temporaries a program allocates.
 
 import math
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -36,11 +36,16 @@ def interleaved(programs: Mapping[str, Callable[[], object]], rounds: int) -> di
         warm = _sample(program, 1)
         repeats[name] = max(1, math.ceil(_SAMPLE_MS / max(warm.total_ms, 0.1)))
     samples: dict[str, list[CpuTime]] = {name: [] for name in programs}
-    for number in range(rounds):
-        order = list(programs)
-        for name in order if number % 2 == 0 else order[::-1]:
-            samples[name].append(_sample(programs[name], repeats[name]))
+    for name in turns(programs, rounds):
+        samples[name].append(_sample(programs[name], repeats[name]))
     return samples
+
+
+def turns(names: Iterable[str], rounds: int) -> Iterator[str]:
+    """Whose turn it is: a, b, c, then c, b, a, and so on."""
+    order = list(names)
+    for number in range(rounds):
+        yield from order if number % 2 == 0 else order[::-1]
 
 
 def _sample(program: Callable[[], object], repeats: int) -> CpuTime:

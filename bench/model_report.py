@@ -82,10 +82,15 @@ def _line(name: str, line: dict | None, programs: dict) -> list[str]:
 
 
 def _layers(models: dict) -> str:
-    rows = [[model, name, *_figures(one)] for model, programs in models.items() for name, one in programs.items()]
+    rows = [
+        [model, name, variant, *_figures(one)]
+        for model, programs in models.items()
+        for name, variants in programs.items()
+        for variant, one in variants.items()
+    ]
     shapes = "\n".join(f"{model}: {_describe(large(model, 1))}" for model in models)
-    title = "One layer of larger models, kernels: what a model of two layers takes beyond one of one layer."
-    return f"{title}\n{shapes}\n{table(['model', 'program', *_FIGURES], rows, left=2)}"
+    title = "One layer of larger models: what a model of two layers takes beyond one of one layer."
+    return f"{title}\n{shapes}\n{table(['model', 'program', 'operations', *_FIGURES], rows, left=3)}"
 
 
 def _describe(shape: Shape) -> str:

@@ -12,16 +12,15 @@ nothing of the old checkpoint has changed.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from safetensors import SafetensorError, safe_open
 
+from megalodon_jax.architectures import abstract_model, config_from_json
 from megalodon_jax.atomic import flush, leftovers, write_text
-from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.files import Signature, TensorFile, write
-from megalodon_jax.model import MegalodonForCausalLM
-from megalodon_jax.model.abstract import abstract_model
 from megalodon_jax.parameters import named_parameters
 
 WEIGHTS = "model.safetensors"
@@ -29,10 +28,11 @@ CONFIG = "config.json"
 _WAITING = CONFIG + ".tmp"
 
 
-def save_checkpoint(model: MegalodonForCausalLM, folder: str | os.PathLike) -> None:
+def save_checkpoint(model: Any, folder: str | os.PathLike) -> None:
     """Write `model` to `folder`, made if missing; a checkpoint already there is replaced in one step.
 
-    Other files in the folder are left alone. One process may write to a folder at a time.
+    The model is a Megalodon or a baseline. Other files in the folder are left alone. One process may write to a folder
+    at a time.
 
     Raises:
         ValueError: the parameters do not have the shapes and dtypes of `model.config`, so they could not be loaded.
@@ -57,8 +57,10 @@ def save_checkpoint(model: MegalodonForCausalLM, folder: str | os.PathLike) -> N
     flush(folder)
 
 
-def load_checkpoint(folder: str | os.PathLike) -> MegalodonForCausalLM:
+def load_checkpoint(folder: str | os.PathLike) -> Any:
     """The model saved in `folder`, bit for bit, with all parameters on the default device.
+
+    config.json says by "model" which one it is; without, it is a Megalodon.
 
     Raises:
         FileNotFoundError: no such folder, or one of the two files is not in it.
@@ -88,12 +90,12 @@ def config_file(folder: Path) -> Path:
     return folder / (_WAITING if _is_interrupted(folder) else CONFIG)
 
 
-def _read_config(folder: Path) -> MegalodonConfig:
+def _read_config(folder: Path) -> Any:
     path = config_file(folder)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {folder} has no {CONFIG}; give a folder that save_checkpoint wrote")
     try:
-        return MegalodonConfig.from_json(path.read_text(encoding="utf-8"))
+        return config_from_json(path.read_text(encoding="utf-8"))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}; restore it, or save the checkpoint again") from error
 

@@ -4,16 +4,17 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
 from megalodon_jax.counting import parameter_counts
 from megalodon_jax.remat import POLICIES, Remat
+from megalodon_jax.validation import MOST_TOKENS
 from reference.dropout import DROPOUT_MODES, DropoutMode
 
 InitMode = Literal["gaussian", "xavier", "he", "bert", "kaiming", "none"]
-GemmBackend = Literal["default", "mxfp8", "nvfp4"]
+GemmBackend = Literal["default", "fused", "mxfp8", "nvfp4"]
 Variant = Literal["hf", "original"]  # megalodon-hf, or the CUDA release
 
 _DTYPES = ("param_dtype", "compute_dtype", "accum_dtype", "softmax_dtype")
@@ -50,8 +51,10 @@ class MegalodonConfig:
     `variant="original"` is the model of the CUDA release: TimestepNorm over all features of a group, interleaved rotary
     pairs, no bias in wh2, fc1, fc2 and fc3, gains of all norms stored minus one, a learned vector for `rescale_nffn`,
     an untied head unless `share_emb`, dropout of embeddings, float32 logits; `pad_token_id` embeds like any other.
-    `gemm_backend` "mxfp8" or "nvfp4" quantises the operands of the linear layers in the blocks, forward and backward;
-    the head, the operations and all sensitive parameters stay as they are.
+    `gemm_backend="fused"` makes `pallas_kernels.fused_linear` of the linear layers in the blocks, with the activation
+    in front of them and the residual behind, and `pallas_kernels.linear_cross_entropy` of a loss formed in chunks;
+    "mxfp8" or "nvfp4" quantises the operands of the linear layers in the blocks, forward and backward, but nothing of
+    the head, of the operations or of the sensitive parameters.
     `attention_dropout_mode="dropkey"` takes pairs out of the softmax instead of weights out of its result.
 
     Raises:
@@ -135,8 +138,13 @@ class MegalodonConfig:
             "compute_dtype must be float32 or bfloat16, got {compute_dtype}",
         )
         self._require(
-            self.gemm_backend in ("default", "mxfp8", "nvfp4"),
-            "gemm_backend must be 'default', 'mxfp8' or 'nvfp4', got {gemm_backend!r}",
+            self.gemm_backend in get_args(GemmBackend),
+            "gemm_backend must be 'default', 'fused', 'mxfp8' or 'nvfp4', got {gemm_backend!r}",
+        )
+        self._require(
+            self.gemm_backend != "fused" or self.param_dtype in (jnp.float32, jnp.bfloat16),
+            "param_dtype must be float32 or bfloat16 where gemm_backend is 'fused', got {param_dtype}; "
+            "'default' takes any",
         )
         self._require(
             jnp.finfo(self.accum_dtype).bits >= jnp.finfo(self.compute_dtype).bits,
@@ -186,6 +194,11 @@ class MegalodonConfig:
     def effective_max_cache_len(self) -> int:
         """Slots of the key/value cache: max_cache_len, chunk_size if None."""
         return self.chunk_size if self.max_cache_len is None else self.max_cache_len
+
+    @property
+    def max_stream_len(self) -> int:
+        """Tokens that a stream can have: counters are int32."""
+        return MOST_TOKENS
 
     @property
     def effective_output_size(self) -> int:

@@ -20,13 +20,16 @@ Reduction = Literal["mean", "sum", "none"]
 
 LARGEST_WHOLE = 2**24  # logits: 64 MiB in float32
 CHUNK = 4096  # tokens; fewer read and write the weight's gradient more often, more need more memory
+FUSED_CHUNK = 2048  # the same, of `pallas_kernels.linear_cross_entropy`
 
 
-def chunk_rows(count: int, vocabulary: int, asked: int | None) -> int | None:
-    """How many tokens a chunk has: what is asked for, else CHUNK; None where few logits are formed all at once."""
+def chunk_rows(count: int, vocabulary: int, asked: int | None, fused: bool = False) -> int | None:
+    """How many tokens a chunk has: what is asked for, else CHUNK (FUSED_CHUNK); None where few logits are formed all at
+    once.
+    """
     if count == 0 or (asked is None and count * vocabulary <= LARGEST_WHOLE):
         return None
-    return asked or CHUNK
+    return asked or (FUSED_CHUNK if fused else CHUNK)
 
 
 def token_losses(logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"], dtype) -> Float[Array, "*batch"]:
@@ -54,9 +57,16 @@ def valid_targets(
     ignore_index: int,
     attention_mask: Bool[Array, "B L"] | None,
     segment_ids: Int[Array, "B L"] | None,
+    shift: bool = True,
 ) -> Bool[Array, "B T"]:
-    """Targets that count: not ignored, not masked, not padding, and in the document of the token before them."""
+    """Targets that count: not ignored, not masked, not padding, and in the document of the token before them.
+
+    Without `shift` there is a target of every position; it counts if it is not ignored and its position is a token.
+    """
     valid = targets != ignore_index
+    if not shift:
+        valid = valid if attention_mask is None else valid & attention_mask
+        return valid if segment_ids is None else valid & (segment_ids != 0)
     if attention_mask is not None:
         valid = valid & attention_mask[:, 1:]
     if segment_ids is not None:

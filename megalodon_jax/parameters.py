@@ -1,7 +1,7 @@
 """Parameters by name. Names are attribute paths: "model.layers.0.attn.wz.weight"; megalodon-hf uses the same."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -15,7 +15,7 @@ def named_parameters(model: eqx.Module) -> dict[str, jax.Array]:
     return {_name(path): leaf for path, leaf in leaves}
 
 
-def map_parameters(function: Callable[[str, jax.Array], jax.Array], model: Model) -> Model:
+def map_parameters(function: Callable[[str, jax.Array], Any], model: Model) -> Model:
     """The model with every array leaf replaced by `function(name, leaf)`."""
     replace = lambda path, leaf: function(_name(path), leaf) if eqx.is_array(leaf) else leaf  # noqa: E731
     return jax.tree_util.tree_map_with_path(replace, model)

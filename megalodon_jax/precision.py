@@ -9,10 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from megalodon_jax.model import MegalodonForCausalLM
+from megalodon_jax.language_model import LanguageModel
 from megalodon_jax.parameters import map_parameters, named_parameters
 
 Model = TypeVar("Model", bound=eqx.Module)
+Language = TypeVar("Language", bound=LanguageModel)
 
 _SENSITIVE_MODULES = ("cema", "timenorm", "rmsnorm")
 _SENSITIVE_PATHS = ("attn.gamma", "attn.beta", "ffn.norm.weight", "ffn.norm.bias", "ffn.rescale")
@@ -43,13 +44,14 @@ def ensure_sensitive_param_dtype(model: Model, *, dtype=jnp.float32) -> Model:
     return map_parameters(cast, model)
 
 
-def cast_weights(model: MegalodonForCausalLM) -> MegalodonForCausalLM:
+def cast_weights(model: Language) -> Language:
     """The model with those weights in compute_dtype that every call casts to it anyway: for a loop of many calls.
 
     They are those of linear layers and, unless `scale_emb` multiplies it before the cast, of the embedding; biases are
     added in float32. Outputs stay the same, bit for bit.
     """
-    kinds = eqx.nn.Linear if model.config.scale_emb else (eqx.nn.Linear, eqx.nn.Embedding)
+    scaled = getattr(model.config, "scale_emb", False)
+    kinds = eqx.nn.Linear if scaled else (eqx.nn.Linear, eqx.nn.Embedding)
     is_cast = lambda node: isinstance(node, kinds)  # noqa: E731
     dtype = model.config.compute_dtype
 

@@ -2,8 +2,11 @@
 
 none      everything that the backward reads, but SiLU, gates of the feed-forward half and the two feature norms,
           which are always made again
-kernels   what the operations give and what their kernels keep; matmuls run again, kernels do not
+kernels   what the operations give and what their kernels keep; matmuls and feature norms run again, other kernels not
 block     the input of the block; everything runs again
+
+A fused matmul is a matmul: with `gemm_backend="fused"` both policies multiply again by its kernels, and round the
+weights of the block again first, where "none" keeps the rounded ones.
 """
 
 from collections.abc import Callable

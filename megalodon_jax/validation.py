@@ -75,8 +75,8 @@ def require_in_range(name: str, ids: jax.Array, size: int, checks: bool) -> jax.
     return require(ids, lambda a: (a < 0) | (a >= size), message, checks)
 
 
-def require_room(ids: jax.Array, cache: ModelCache, more: int, checks: bool) -> jax.Array:
-    """`ids` [B, L], or an error if a counter of the cache would overflow by so many more tokens, or they disagree."""
+def require_room(ids: jax.Array, cache: ModelCache, more: int, checks: bool, most: int = MOST_TOKENS) -> jax.Array:
+    """`ids` [B, L], or an error if so many more than the cache holds are more than `most`, or its counters disagree."""
     layers = [layer for layer in cache.layer_caches if layer is not None]
     if cache.final_norm is not None and cache.layer_caches and not layers:
         message = "the cache holds no layers but tokens (a training call returns layers with detach_cache=False alone)"
@@ -86,8 +86,8 @@ def require_room(ids: jax.Array, cache: ModelCache, more: int, checks: bool) -> 
     for count in counters:
         if count.shape != ids.shape[:1]:
             raise ValueError(f"the cache has counts of shape {count.shape}, input_ids have shape {ids.shape}")
-        message = f"the stream is full: {more} more tokens would pass 2^31 - 1, the largest position"
-        ids = require(count, lambda c: c > MOST_TOKENS - more, message, checks, on=ids)
+        message = f"the stream is full: {more} more tokens would pass {most}, the most that a stream has"
+        ids = require(count, lambda c: c > most - more, message, checks, on=ids)
         if not isinstance(count, Tracer) and not np.array_equal(count, counters[0]):
             raise ValueError(
                 f"parts of the cache are at different positions: {np.asarray(counters[0]).tolist()} and "

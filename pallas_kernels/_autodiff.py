@@ -16,11 +16,16 @@ def _message(op: str) -> str:
 
 def first_order_only(op: str, function: Callable) -> Callable:
     """`function`, raising TypeError where it would be differentiated: for the rules of a custom_vjp."""
+    return no_derivative(_message(op), function)
+
+
+def no_derivative(message: str, function: Callable) -> Callable:
+    """`function`, raising TypeError with this message where it would be differentiated."""
     guarded = jax.custom_jvp(function)
 
     @guarded.defjvp
     def refuse(primals, tangents) -> NoReturn:
-        raise TypeError(_message(op))
+        raise TypeError(message)
 
     return guarded
 

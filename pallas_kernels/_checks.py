@@ -54,19 +54,30 @@ def check_positive(op: str, name: str, value: int) -> None:
         raise ValueError(f"{op}: {name} must be a positive int, got {value!r}.")
 
 
+def is_known(array) -> bool:
+    """Is it an array with values, not one that is traced?"""
+    return isinstance(array, (jax.Array, np.ndarray)) and not isinstance(array, Tracer)
+
+
 def check_range(op: str, name: str, array, least: int, most: int) -> None:
     """Raise ValueError if an array whose values are known has one outside [least, most]."""
-    if isinstance(array, Tracer) or not isinstance(array, (jax.Array, np.ndarray)):
+    if not is_known(array):
         return
     values = np.asarray(array)
     if values.min() < least or values.max() > most:
         raise ValueError(f"{op}: {name} must be in [{least}, {most}], got {values.tolist()}.")
 
 
+def check_finite(op: str, name: str, value) -> None:
+    """Raise TypeError if `value` is an array or traced, ValueError unless it is finite."""
+    _check_known(op, name, value)
+    if not np.isfinite(value):
+        raise ValueError(f"{op}: {name} must be finite, got {value!r}.")
+
+
 def check_number(op: str, name: str, value) -> None:
     """Raise TypeError if `value` is an array or traced, ValueError unless it is positive."""
-    if not isinstance(value, int | float | np.number):
-        raise TypeError(f"{op}: {name} must be a Python number, known when the program is traced; got {value!r}.")
+    _check_known(op, name, value)
     if not value > 0:
         raise ValueError(f"{op}: {name} must be positive, got {value!r}.")
 
@@ -77,3 +88,8 @@ def check_tokens(op: str, mask, segment_ids, sizes: dict[str, int]) -> None:
         check_array(op, "mask", mask, ("B", "L"), BOOL, sizes)
     if segment_ids is not None:
         check_array(op, "segment_ids", segment_ids, ("B", "L"), INTEGER, sizes)
+
+
+def _check_known(op: str, name: str, value) -> None:
+    if not isinstance(value, int | float | np.number):
+        raise TypeError(f"{op}: {name} must be a Python number, known when the program is traced; got {value!r}.")

@@ -10,7 +10,10 @@ from pallas_kernels._tiles import Launch
 
 
 def kernel_implementations(
-    run: Callable, launches: Callable[..., tuple[Launch, ...]], refuse: Callable[..., str | None]
+    run: Callable,
+    launches: Callable[..., tuple[Launch, ...]],
+    refuse: Callable[..., str | None],
+    token_axis: int | None = 1,
 ) -> tuple[Implementation, Implementation]:
     """("triton", "triton_interpret") of an op.
 
@@ -18,6 +21,8 @@ def kernel_implementations(
         run: `run(plan, *args, **kwargs)`.
         launches: `launches(gpu, *args, **kwargs)`, the kernels with their tiles for an architecture.
         refuse: `refuse(*args, **kwargs)`, why the kernels cannot take these arguments, or None.
+        token_axis: of the first argument. One token is elementwise work, which XLA fuses with what stands around it:
+            there the kernels do not pay. None: they always do.
     """
 
     def refuse_compiled(settings: Settings, x, *args, **kwargs) -> str | None:
@@ -31,7 +36,7 @@ def kernel_implementations(
         return launches(gpu if isinstance(gpu, Architecture) else Architecture.of("sm_90"), *args, **kwargs)
 
     def pays(x, *args, **kwargs) -> bool:
-        return x.shape[1] > 1  # one token is elementwise work, which XLA fuses with what stands around it
+        return token_axis is None or x.shape[token_axis] > 1
 
     return (
         Implementation("triton", run, refuse_compiled, launched, pays),

@@ -18,7 +18,10 @@ from typing import Any
 
 import jax
 
-OPS = ("complex_ema", "timestep_norm", "chunked_attention", "normalized_rotary", "fused_linear")
+OPS = (
+    "complex_ema", "timestep_norm", "chunked_attention", "normalized_rotary", "fused_linear", "feature_norm",
+    "round_weights", "linear_cross_entropy",
+)  # fmt: skip
 IMPLEMENTATIONS = ("xla", "triton", "triton_interpret")
 TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
 

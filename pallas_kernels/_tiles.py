@@ -70,14 +70,14 @@ class AttentionTiles:
 
 @dataclass(frozen=True)
 class LinearTiles:
-    """Launch shape of one kernel of a linear layer.
+    """Launch shape of one kernel of a linear layer or an output head.
 
     Attributes:
         block_m, block_n: rows and columns of the product that a program forms, powers of two, at least 16.
         block_k: terms of its sums that are loaded at a time, a power of two, at least 16.
         num_warps: warps per program, a power of two.
         num_stages: tiles of both operands that are loaded ahead, the present ones included.
-        num_splits: programs that share a sum over all tokens; the gradient of the weight alone is one.
+        num_splits: programs that share a sum over all tokens, or over a vocabulary; one where there is no such sum.
     """
 
     block_m: int
@@ -100,6 +100,27 @@ class LinearTiles:
             f"{self.block_m} x {self.block_n}, {self.block_k} terms, {self.num_warps} warps, "
             f"{self.num_stages} stages{splits}"
         )
+
+
+@dataclass(frozen=True)
+class ElementTiles:
+    """Launch shape of one kernel that does the same to every number of its arrays.
+
+    Attributes:
+        block_size: numbers of a program, a power of two.
+        num_warps: warps per program, a power of two.
+    """
+
+    block_size: int
+    num_warps: int
+
+    num_stages = 1
+
+    def __post_init__(self):
+        _powers_of_two(self, "block_size", "num_warps")
+
+    def __str__(self) -> str:
+        return f"{self.block_size} numbers, {self.num_warps} warp{'s' * (self.num_warps > 1)}"
 
 
 def too_many(what: str, count: int) -> str | None:
@@ -140,7 +161,7 @@ def _positive(tiles, field: str) -> None:
         raise ValueError(f"{type(tiles).__name__}: {field} must be a positive int, got {value!r}.")
 
 
-AnyTiles = Tiles | AttentionTiles | LinearTiles
+AnyTiles = Tiles | AttentionTiles | LinearTiles | ElementTiles
 
 # What each kernel is launched with.
 KERNELS: dict[str, type[AnyTiles]] = {
@@ -158,6 +179,12 @@ KERNELS: dict[str, type[AnyTiles]] = {
     "fused_linear_forward": LinearTiles,
     "fused_linear_dx": LinearTiles,
     "fused_linear_dw": LinearTiles,
+    "feature_norm_forward": Tiles,
+    "feature_norm_backward": Tiles,
+    "round_weights": ElementTiles,
+    "linear_cross_entropy_forward": LinearTiles,
+    "linear_cross_entropy_dhidden": LinearTiles,
+    "linear_cross_entropy_dweight": LinearTiles,
 }
 
 
@@ -169,11 +196,14 @@ class Launch:
         kernel: its name.
         tiles: of the type that `KERNELS` says.
         source: "override", "tuning cache" or "heuristic".
+        target, shape: architecture, sizes and options, by which the tuning cache knows the launch.
     """
 
     kernel: str
     tiles: Any
     source: str
+    target: str
+    shape: tuple[tuple[str, int | str], ...]
 
     def __str__(self) -> str:
         return f"{self.kernel}: {self.tiles} ({self.source})"

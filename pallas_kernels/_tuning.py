@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pallas_kernels import _settings
-from pallas_kernels._tiles import KERNELS, AnyTiles
+from pallas_kernels._tiles import KERNELS, AnyTiles, Launch
 
 VERSION = 1
 Shape = tuple[tuple[str, int | str], ...]
@@ -100,23 +100,22 @@ def load_cache() -> None:
 
 def choose(
     kernel: str, target: str, shape: Mapping[str, int | str], heuristic: AnyTiles, refuse: Callable[[Any], str | None]
-) -> tuple[Any, str]:
-    """The tiles of one kernel and where they came from; `refuse` says why the problem cannot do with some, or None.
+) -> Launch:
+    """One kernel with its tiles and where they came from; `refuse` says why the problem cannot do with some, or None.
 
     Raises:
         ValueError: an override that is refused; a tuning cache with such is passed over.
     """
-    settings = _settings.current()
+    settings, key = _settings.current(), (kernel, target, tuple(sorted(shape.items())))
     for name, tiles in settings.tiles:
         if name == kernel:
             if reason := refuse(tiles):
                 raise ValueError(f"{kernel}: {reason}.")
-            return tiles, "override"
-    key = (kernel, target, tuple(sorted(shape.items())))
+            return Launch(kernel, tiles, "override", *key[1:])
     for *entry, tiles in settings.tuned:
         if tuple(entry) == key and refuse(tiles) is None:
-            return tiles, "tuning cache"
-    return heuristic, "heuristic"
+            return Launch(kernel, tiles, "tuning cache", *key[1:])
+    return Launch(kernel, heuristic, "heuristic", *key[1:])
 
 
 @contextmanager

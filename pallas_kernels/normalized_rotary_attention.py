@@ -26,6 +26,8 @@ def normalized_rotary_attention(
     eps: float = 1e-5,
     base: float = 10000.0,
     interleaved: bool = False,
+    scale_offset: float = 0.0,
+    scale_factor: float = 1.0,
     mask: Bool[Array, "B L"] | None = None,
     segment_ids: Int[Array, "B L"] | None = None,
     precision: Literal["tf32"] | None = None,
@@ -45,7 +47,8 @@ def normalized_rotary_attention(
         positions = chunk_positions(z.shape[1], chunk_size, segment_ids)
     q, k = normalized_rotary(
         z, scale, shift,
-        positions=positions, eps=eps, base=base, interleaved=interleaved, implementation=implementation,
+        positions=positions, eps=eps, base=base, interleaved=interleaved,
+        scale_offset=scale_offset, scale_factor=scale_factor, implementation=implementation,
     )  # fmt: skip
     return chunked_attention(
         q, k, v,

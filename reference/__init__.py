@@ -6,8 +6,20 @@ PyTorch model; neither is imported from here.
 
 from reference.chunked_attention import chunked_attention
 from reference.complex_ema import complex_ema
+from reference.feature_norm import feature_norm
 from reference.fused_linear import fused_linear
+from reference.linear_cross_entropy import linear_cross_entropy
 from reference.normalized_rotary import normalized_rotary
+from reference.round_weights import round_weights
 from reference.timestep_norm import timestep_norm
 
-__all__ = ["chunked_attention", "complex_ema", "fused_linear", "normalized_rotary", "timestep_norm"]
+__all__ = [
+    "chunked_attention",
+    "complex_ema",
+    "feature_norm",
+    "fused_linear",
+    "linear_cross_entropy",
+    "normalized_rotary",
+    "round_weights",
+    "timestep_norm",
+]

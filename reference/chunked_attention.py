@@ -7,7 +7,7 @@ Query i may attend key j iff both lie in the same chunk, j <= i and key j is val
 grid-aligned blocks of C keys that end with its own. Score matrices are therefore [C, C] or [C, 2C] per block, never
 larger. A query without an allowed key gives 0, in the backward too.
 
-With a gate, values are silu(v + v_bias) and the result is o silu(gate + gate_bias) (`reference.gating`).
+With an activation values are silu(v + v_bias), with a gate the result is o silu(gate + gate_bias) (`reference.gating`).
 
 Cached keys are the n tokens of the first chunk that came before token 0, whose chunk is [0, C - n) then; they are seen
 by the first block of queries alone.
@@ -28,7 +28,10 @@ from reference.segments import cached_span, run_chunks, take_rows, valid_tokens
 Precision = Literal["tf32"] | None
 
 
-@partial(jax.jit, static_argnames=("chunk_size", "precision", "softmax_dtype", "dropout_rate", "dropout_mode"))
+@partial(
+    jax.jit,
+    static_argnames=("chunk_size", "v_activation", "precision", "softmax_dtype", "dropout_rate", "dropout_mode"),
+)
 def chunked_attention(
     q: Float[Array, "B L H K"],
     k: Float[Array, "B L H K"],
@@ -40,8 +43,9 @@ def chunked_attention(
     cached_k: Float[Array, "B S H K"] | None = None,
     cached_v: Float[Array, "B S H V"] | None = None,
     cached_length: Int[Array, " B"] | None = None,
-    gate: Float[Array, "B L H V"] | None = None,
+    v_activation: Literal["silu"] | None = None,
     v_bias: Float[Array, "H V"] | None = None,
+    gate: Float[Array, "B L H V"] | None = None,
     gate_bias: Float[Array, "H V"] | None = None,
     precision: Precision = None,
     softmax_dtype: DTypeLike = jnp.float32,
@@ -50,7 +54,7 @@ def chunked_attention(
     dropout_mode: DropoutMode = "post_softmax",
 ) -> Float[Array, "B L H V"]:
     """Reference chunked_attention; arguments, shapes and meaning as in `pallas_kernels.chunked_attention`."""
-    if gate is not None:
+    if v_activation is not None:
         valid = valid_tokens(mask, segment_ids)  # what others hold is not to reach the gradient of SiLU
         v = activated(v if valid is None else jnp.where(valid[..., None, None], v, 0), v_bias)
     o = _attention(

@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, Float32
 
 
 class Gate(NamedTuple):
-    """The gate of each token, what is added to it, and what is added to that which values are made of."""
+    """What values have added before their activation; the gate of each token (None: there is none) and what it has."""
 
-    gate: Float[Array, "B L H V"]
     v_bias: Float32[Array, "H V"] | None
-    gate_bias: Float32[Array, "H V"] | None
+    gate: Float[Array, "B L H V"] | None = None
+    gate_bias: Float32[Array, "H V"] | None = None
 
 
 def biased_silu(x: Float[Array, "*x"], bias: Float[Array, "*#bias"] | None) -> Float32[Array, "*x"]:

@@ -1,9 +1,9 @@
 r"""Queries and keys from their shared projection, pure jnp (Megalodon, arXiv 2404.08801, section 3.3; rotary embedding
 of RoFormer, arXiv 2104.09864).
 
-    n = z / sqrt(mean(z^2) + eps)        q, k = rotate(n scale[i] + shift[i], positions),   i = 0, 1
+    n = z / sqrt(mean(z^2) + eps)        q, k = rotate(n factors[i] + shift[i], positions),   i = 0, 1
 
-with z + bias for z where there is one.
+with z + bias for z where there is one, and factors = (scale + scale_offset) scale_factor.
 
 Float32 throughout, rounded once at the end. In float32 position times frequency would be wrong by 0.03 at a million, so
 the position is cut into digits, position = sum_d digit_d 256^d, and
@@ -60,7 +60,7 @@ def rotate(
     return turned.astype(z.dtype)
 
 
-@partial(jax.jit, static_argnames=("eps", "base", "interleaved"))
+@partial(jax.jit, static_argnames=("eps", "base", "interleaved", "scale_offset", "scale_factor"))
 def normalized_rotary(
     z: Float[Array, "B L H K"],
     scale: Float32[Array, "2 H K"],
@@ -71,9 +71,12 @@ def normalized_rotary(
     eps: float = 1e-5,
     base: float = 10000.0,
     interleaved: bool = False,
+    scale_offset: float = 0.0,
+    scale_factor: float = 1.0,
 ) -> tuple[Float[Array, "B L H K"], Float[Array, "B L H K"]]:
     """Reference normalized_rotary; arguments, shapes and meaning as in `pallas_kernels.normalized_rotary`."""
     wide = z.astype(jnp.float32) if bias is None else z.astype(jnp.float32) + bias
     n = wide * lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + eps)
-    q, k = (rotate(n * scale[i] + shift[i], positions, base, interleaved=interleaved).astype(z.dtype) for i in (0, 1))
+    factors = (scale + scale_offset) * scale_factor
+    q, k = (rotate(n * factors[i] + shift[i], positions, base, interleaved=interleaved).astype(z.dtype) for i in (0, 1))
     return q, k

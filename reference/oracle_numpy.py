@@ -265,21 +265,31 @@ def chunked_attention_vjp(
     return gradients
 
 
-def gated_attention(q, k, v, gate, *, v_bias, gate_bias, **kwargs):
-    """g [B, L, H, V] in float64; other arguments as in `chunked_attention`, whose cached values are activated ones."""
-    o = chunked_attention(q, k, _silu(np.asarray(v, np.float64) + v_bias), **kwargs)
-    return o * _silu(np.asarray(gate, np.float64) + gate_bias)
+def activated_attention(q, k, v, *, v_bias, **kwargs):
+    """o [B, L, H, V] in float64; other arguments as in `chunked_attention`, whose cached values are activated ones."""
+    return chunked_attention(q, k, _silu(np.asarray(v, np.float64) + v_bias), **kwargs)
 
 
-def gated_attention_vjp(q, k, v, gate, *, v_bias, gate_bias, do, **kwargs):
-    """Gradients of sum(g do): those of `chunked_attention_vjp`, and over gate, v_bias and gate_bias."""
-    raw, opening = np.asarray(v, np.float64) + v_bias, np.asarray(gate, np.float64) + gate_bias
-    o = chunked_attention(q, k, _silu(raw), **kwargs)
-    gradients = chunked_attention_vjp(q, k, _silu(raw), do=do * _silu(opening), **kwargs)
+def activated_attention_vjp(q, k, v, *, v_bias, do, **kwargs):
+    """Gradients of sum(o do): those of `chunked_attention_vjp`, and over v_bias."""
+    raw = np.asarray(v, np.float64) + v_bias
+    gradients = chunked_attention_vjp(q, k, _silu(raw), do=do, **kwargs)
     gradients["v"] = gradients["v"] * _silu_slope(raw)
-    gradients["gate"] = do * o * _silu_slope(opening)
-    gradients["v_bias"], gradients["gate_bias"] = (gradients[name].sum((0, 1)) for name in ("v", "gate"))
+    gradients["v_bias"] = gradients["v"].sum((0, 1))
     return gradients
+
+
+def gated_attention(*values, gate, gate_bias, **kwargs):
+    """g [B, L, H, V] in float64; other arguments as in `activated_attention`."""
+    return activated_attention(*values, **kwargs) * _silu(np.asarray(gate, np.float64) + gate_bias)
+
+
+def gated_attention_vjp(*values, gate, gate_bias, do, **kwargs):
+    """Gradients of sum(g do): those of `activated_attention_vjp`, and over gate and gate_bias."""
+    opening = np.asarray(gate, np.float64) + gate_bias
+    dgate = do * activated_attention(*values, **kwargs) * _silu_slope(opening)
+    gradients = activated_attention_vjp(*values, do=do * _silu(opening), **kwargs)
+    return gradients | {"gate": dgate, "gate_bias": dgate.sum((0, 1))}
 
 
 def _silu(x):

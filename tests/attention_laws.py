@@ -107,7 +107,7 @@ def check_masked_values_of_a_gate(rung: str) -> None:
 
     def run(implementation, v):
         def op(q, k, v, gate, v_bias, gate_bias):
-            gating = {"gate": gate, "v_bias": v_bias, "gate_bias": gate_bias}
+            gating = {"v_activation": "silu", "v_bias": v_bias, "gate": gate, "gate_bias": gate_bias}
             return chunked_attention(q, k, v, chunk_size=CHUNK, mask=mask, implementation=implementation, **gating)
 
         o, pullback = jax.vjp(op, q, k, v, do, bias, bias)

@@ -4,9 +4,11 @@ Compilation is nearly all of the suite's time, so the compiler's optimiser is of
 `make test` runs the tests marked `optimized` in a second process with the optimiser on.
 """
 
+import gc
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 # `pytest -m cuda` runs on the GPU, optimised. Workers of pytest-xdist inherit what the main process decided.
 if "PYTEST_XDIST_WORKER" not in os.environ and not any("cuda" in argument for argument in sys.argv):
@@ -35,12 +37,29 @@ def pytest_runtest_setup(item):
         pytest.skip("needs megalodon-hf: pip install git+https://github.com/pszemraj/megalodon-hf")
 
 
+@pytest.fixture(autouse=True)
+def programs_given_back():
+    """Drop compiled programs once they fill half of the 65,530 memory maps after which Linux lets a process crash."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_text().splitlines()) > 30_000:
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.fixture
 def unhooked():
     """Switch off run-time shape checks, which would answer bad input before the library's own errors do."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

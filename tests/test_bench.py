@@ -202,3 +202,21 @@ def test_bad_arguments(arguments, message, capsys):
         command_line.main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.thorough
+def test_regressions():
+    """The pytest-benchmark suite: its smallest op and nothing else, as it is asked for; not as a worker of this run."""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    words = ["bench", "--benchmark-only", "-k", "feature_norm", "--benchmark-min-rounds=1", "--benchmark-max-time=0.01"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words],
+        cwd=Path(bench.__file__).parents[1],
+        env=outside,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stdout
+    assert "2 passed" in ended.stdout
+    assert "feature_norm: heuristic tiles-forward-xla" in ended.stdout

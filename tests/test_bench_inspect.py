@@ -35,6 +35,7 @@ TOKEN = "7B, one token"
 
 
 @needs_tools
+@pytest.mark.thorough
 def test_ops_command(tmp_path):
     path = tmp_path / "out.json"
     finished = subprocess.run(
@@ -258,11 +259,13 @@ def test_parity_shows_the_usual_form_of_long_memories(monkeypatch, capsys):
 
 def test_names_of_specs():
     every = ["timestep_norm: headline", "complex_ema: headline", "chunked_attention: headline"]
-    every += ["normalized_rotary: headline"]
+    every += ["normalized_rotary: headline", "feature_norm: headline"]
     assert list(ops.find(ops.PRESETS, "headline")) == every
     assert ops.find(ops.PRESETS, "complex_ema: headline") == {"complex_ema: headline": EMA_HEADLINE}
     assert list(ops.find(ops.PRESETS, "32 states")) == ["complex_ema: 32 states"]
-    assert ops.find(ops.PRESETS, "complex_ema") == {}
+    of_ema = [title for title in ops.PRESETS if title.startswith("complex_ema: ")]
+    assert list(ops.find(ops.PRESETS, "complex_ema")) == of_ema
+    assert ops.find(ops.PRESETS, "ema") == {}
     assert ops.PRESETS["timestep_norm: headline"] == HEADLINE
 
 
@@ -283,7 +286,7 @@ def test_table_alignment():
         (["--suite", "toeplitz", "--target", "sm_80"], "--target is not for --suite toeplitz"),
         (["--suite", "tiles", "--target", "sm_80"], "--target is not for --suite tiles"),
         (["--suite", "model", "--seed", "1"], "--seed is not for --suite model"),
-        (["--suite", "parity", "--seed", "-1"], "expected an integer from 0 on"),
+        (["--suite", "parity", "--seed", "-1"], "expected an integer in [0, 2^32)"),
         (["--suite", "toeplitz", "--spec", "headline"], "no spec 'headline' in suite toeplitz; its specs are: none"),
         (["--json", "missing-folder/out.json"], "expected a file in an existing folder"),
     ],

@@ -51,6 +51,8 @@ def test_another_model_is_refused(streamed, tmp_path):
     load_cache(path, same)  # other words for it
     trained = dataclasses.replace(model.config, dropout=0.1, use_checkpoint=True, scan_layers=True, eos_token_id=5)
     load_cache(path, trained)  # the same states; and the file is still whole
+    for gemm_backend in ("fused", "mxfp8"):
+        load_cache(path, dataclasses.replace(model.config, gemm_backend=gemm_backend))
 
 
 def test_damage_is_refused(streamed, tmp_path):

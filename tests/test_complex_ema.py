@@ -36,7 +36,7 @@ def check(arrays, tokens, seed=0, units=100.0):
 
 @pytest.mark.optimized
 @pytest.mark.parametrize("kind", cases.KINDS)
-@pytest.mark.parametrize("length", [1, 2, 32, 67, 1100])
+@pytest.mark.parametrize("length", [1, 2, 32, 67, pytest.param(1100, marks=pytest.mark.thorough)])
 def test_values_and_gradients(length, kind):
     r = cases.rng(length)
     check(cases.ema(r, 2, length, 3, 4), cases.tokens(r, kind, 2, length))

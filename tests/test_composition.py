@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import chunked_attention, complex_ema, fused_linear, normalized_rotary, timestep_norm
+from pallas_kernels import chunked_attention, complex_ema, feature_norm, fused_linear, normalized_rotary, timestep_norm
 from tests import cases
 from tests.tolerance import assert_close
 
@@ -28,10 +28,14 @@ def op(name):
             x[:, :, None], *[jnp.ones((2, 1, 6))] * 2, positions=jnp.arange(LENGTH)
         )[0],
         "fused_linear": lambda x: fused_linear(x, jnp.eye(6) + x_bias, x_bias=x_bias, residual=x, activation="silu"),
+        "feature_norm": lambda x: feature_norm(x, x_bias, x_bias, centred=True, minus_one=True),
     }[name]
 
 
-NAMES = ["complex_ema", "complex_ema packed", "timestep_norm", "chunked_attention", "normalized_rotary", "fused_linear"]
+NAMES = [
+    *("complex_ema", "complex_ema packed", "timestep_norm", "chunked_attention", "normalized_rotary", "fused_linear"),
+    "feature_norm",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -57,6 +57,10 @@ def test_preset_7b():
         ({"dropout": 1.1}, r"dropout must be in \[0, 1\]"),
         ({"attention_dropout": -0.1}, "attention_dropout"),
         ({"hidden_dropout": 2.0}, "hidden_dropout"),
+        (
+            {"gemm_backend": "fused", "param_dtype": "float64"},
+            "param_dtype must be float32 or bfloat16 where gemm_backend",
+        ),
         ({"max_cache_len": 0}, "max_cache_len must be positive"),
         ({"max_cache_len": -1}, "max_cache_len must be positive"),
         ({"max_cache_len": 100}, "max_cache_len.*chunk_size"),
@@ -147,6 +151,7 @@ def test_initial_distributions(mode, std, bound):
     np.testing.assert_allclose((np.abs(weight) < std).mean(), within, atol=0.01)
 
 
+@pytest.mark.thorough
 def test_mode_none_keeps_the_layer_librarys_values():
     linear = eqx.nn.Linear(400, 30, key=jax.random.key(1))
     assert reinit_linear_weights(linear, "none", jax.random.key(2)) is linear
@@ -216,8 +221,10 @@ NAMES = {
     "megalodon_jax.ops": "linear_3d matmul_3d_weight",
     "megalodon_jax.utils": "get_initializer reinit_linear_weights",
     "pallas_kernels": """complex_ema timestep_norm chunked_attention normalized_rotary normalized_rotary_attention
-        fused_linear explain strict use_implementation compile_for KernelUnavailable""",
-    "reference": "complex_ema timestep_norm chunked_attention normalized_rotary fused_linear",
+        fused_linear feature_norm linear_cross_entropy round_weights explain strict use_implementation compile_for
+        KernelUnavailable""",
+    "reference": """complex_ema timestep_norm chunked_attention normalized_rotary fused_linear feature_norm
+        linear_cross_entropy round_weights""",
 }
 
 

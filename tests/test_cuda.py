@@ -1,8 +1,8 @@
 """On a GPU, run by users with `pytest -m cuda`: kernels and reference against the oracles, determinism, the model.
 
 The tests of the kernels are those of `test_norm_kernels.py`, `test_ema_kernels.py`, `test_attention_kernels.py`,
-`test_rotary_kernels.py` and `test_linear_kernels.py` on another rung; `test_the_lanes_have_the_same_tests` runs
-everywhere and keeps them from drifting apart.
+`test_rotary_kernels.py`, `test_linear_kernels.py`, `test_feature_kernels.py` and `test_cross_entropy_kernels.py` on
+another rung; `test_the_lanes_have_the_same_tests` runs everywhere and keeps them from drifting apart.
 """
 
 from pathlib import Path
@@ -14,22 +14,38 @@ import pytest
 
 from bench import ops, parity
 from bench.attention_baseline import attention_by_value_tiles
-from pallas_kernels import chunked_attention, complex_ema, fused_linear, kernels_in, normalized_rotary, timestep_norm
+from pallas_kernels import (
+    chunked_attention,
+    complex_ema,
+    feature_norm,
+    fused_linear,
+    kernels_in,
+    linear_cross_entropy,
+    normalized_rotary,
+    timestep_norm,
+)
 from pallas_kernels.chunked_attention.specs import PRESETS as ATTENTION_PRESETS
 from pallas_kernels.complex_ema.specs import PRESETS as EMA_PRESETS
+from pallas_kernels.feature_norm.specs import PRESETS as FEATURE_PRESETS
 from pallas_kernels.fused_linear.specs import PRESETS as LINEAR_PRESETS
+from pallas_kernels.linear_cross_entropy.specs import PRESETS as CROSS_ENTROPY_PRESETS
 from pallas_kernels.normalized_rotary.specs import PRESETS as ROTARY_PRESETS
 from pallas_kernels.timestep_norm.specs import PRESETS as NORM_PRESETS
 from tests import (
     attention_laws,
     cases,
+    cross_entropy_laws,
     ema_laws,
+    feature_laws,
     kernel_parity,
     linear_laws,
     norm_laws,
     rotary_laws,
+    rounding_laws,
     test_attention_kernels,
+    test_cross_entropy_kernels,
     test_ema_kernels,
+    test_feature_kernels,
     test_linear_kernels,
     test_norm_kernels,
     test_rotary_kernels,
@@ -76,6 +92,24 @@ def test_fused_linear(spec):
 
 
 @cuda
+@pytest.mark.parametrize(("given", "wanted"), rounding_laws.DTYPES)
+def test_weights_are_rounded_as_astype_does(given, wanted):
+    rounding_laws.check_rounding("triton", given, wanted)
+
+
+@cuda
+@pytest.mark.parametrize("spec", kernel_parity.FEATURES, ids=str)
+def test_feature_norm(spec):
+    kernel_parity.check(spec, "triton")
+
+
+@cuda
+@pytest.mark.parametrize("spec", kernel_parity.CROSS_ENTROPY, ids=str)
+def test_linear_cross_entropy(spec):
+    kernel_parity.check(spec, "triton")
+
+
+@cuda
 @pytest.mark.parametrize("spec", NORM_PRESETS, ids=str)
 def test_timestep_norm_at_full_size(spec):
     kernel_parity.check(spec, "triton")
@@ -84,7 +118,7 @@ def test_timestep_norm_at_full_size(spec):
 @cuda
 @pytest.mark.parametrize(
     "spec",
-    [*EMA_PRESETS, *ATTENTION_PRESETS, *ROTARY_PRESETS, *LINEAR_PRESETS],
+    [*EMA_PRESETS, *ATTENTION_PRESETS, *ROTARY_PRESETS, *LINEAR_PRESETS, *FEATURE_PRESETS, *CROSS_ENTROPY_PRESETS],
     ids=lambda spec: f"{ops.of(spec).NAME}-{spec}",
 )
 def test_at_full_size(spec):
@@ -101,6 +135,8 @@ LANES = (
     (test_chunked_attention, test_attention_kernels),
     (test_normalized_rotary, test_rotary_kernels),
     (test_fused_linear, test_linear_kernels),
+    (test_feature_norm, test_feature_kernels),
+    (test_linear_cross_entropy, test_cross_entropy_kernels),
 )
 
 
@@ -118,7 +154,11 @@ def test_the_lanes_have_the_same_tests(lane):
 @cuda
 @pytest.mark.parametrize(
     "spec",
-    [*kernel_parity.NORM, *kernel_parity.EMA, *kernel_parity.ATTENTION, *kernel_parity.ROTARY, *kernel_parity.LINEAR],
+    [
+        *(*kernel_parity.NORM, *kernel_parity.EMA, *kernel_parity.ATTENTION),
+        *(*kernel_parity.ROTARY, *kernel_parity.LINEAR, *kernel_parity.FEATURES),
+        *kernel_parity.CROSS_ENTROPY,
+    ],
     ids=str,
 )
 def test_twice_is_bit_equal(spec):
@@ -221,17 +261,61 @@ def test_every_launch_shape_of_rotary_gives_the_same(tiles):
 
 
 @cuda
-def test_rows_of_a_product_never_touch():
-    linear_laws.check_isolation("triton")
+@pytest.mark.parametrize("kind", linear_laws.KINDS)
+def test_rows_of_a_product_never_touch(kind):
+    linear_laws.check_isolation("triton", **linear_laws.KINDS[kind])
 
 
 @cuda
+@pytest.mark.parametrize("kind", linear_laws.KINDS)
 @pytest.mark.parametrize("tiles", linear_laws.LAUNCH_SHAPES)
-def test_every_launch_shape_of_a_product_gives_the_same(tiles):
-    linear_laws.check_launch_shape("triton", tiles)
+def test_every_launch_shape_of_a_product_gives_the_same(tiles, kind):
+    linear_laws.check_launch_shape("triton", tiles, **linear_laws.KINDS[kind])
 
 
-@pytest.mark.parametrize("laws", [norm_laws, ema_laws, attention_laws, rotary_laws, linear_laws])
+@cuda
+@pytest.mark.parametrize("centred", [False, True])
+def test_scale_and_shift_of_features_make_no_difference(centred):
+    feature_laws.check_invariance("triton", centred)
+
+
+@cuda
+def test_features_of_tokens_never_touch():
+    feature_laws.check_isolation("triton")
+
+
+@cuda
+@pytest.mark.parametrize("tiles", feature_laws.LAUNCH_SHAPES)
+def test_every_launch_shape_of_a_feature_norm_gives_the_same(tiles):
+    feature_laws.check_launch_shape("triton", tiles)
+
+
+@cuda
+def test_tokens_of_a_loss_never_touch():
+    cross_entropy_laws.check_isolation("triton")
+
+
+@cuda
+@pytest.mark.parametrize("dtype", cross_entropy_laws.DTYPES)
+def test_tokens_of_factor_zero_may_hold_anything(dtype):
+    cross_entropy_laws.check_what_does_not_count("triton", dtype)
+
+
+@cuda
+def test_logits_far_below_zero_give_no_nan():
+    cross_entropy_laws.check_logits_far_below_zero("triton")
+
+
+@cuda
+@pytest.mark.parametrize("tiles", cross_entropy_laws.LAUNCH_SHAPES)
+def test_every_launch_shape_of_a_loss_gives_the_same(tiles):
+    cross_entropy_laws.check_launch_shape("triton", tiles)
+
+
+@pytest.mark.parametrize(
+    "laws",
+    [norm_laws, ema_laws, attention_laws, rotary_laws, linear_laws, feature_laws, cross_entropy_laws, rounding_laws],
+)
 def test_the_lane_has_every_law(laws):
     here = Path(__file__).read_text()
     checks = [name for name in vars(laws) if name.startswith("check_")]
@@ -250,6 +334,10 @@ def test_the_best_implementation_is_the_kernel():
             x[:, :, None], *[jnp.ones((2, 1, 32))] * 2, positions=jnp.arange(64)
         ),
         "fused_linear_forward": lambda x: fused_linear(x, jnp.eye(32), residual=x),
+        "feature_norm_forward": lambda x: feature_norm(x, centred=True),
+        "linear_cross_entropy_forward": lambda x: linear_cross_entropy(
+            x[0], jnp.eye(32), jnp.zeros(64, jnp.int32), jnp.ones(64)
+        ),
     }.items():
         assert name in kernels_in(jax.jit(f).lower(x).compile())
 

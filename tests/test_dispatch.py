@@ -11,11 +11,10 @@ from pallas_kernels import (
     KernelUnavailable,
     chunked_attention,
     compile_for,
-    complex_ema,
     explain,
     fused_linear,
-    normalized_rotary,
-    normalized_rotary_attention,
+    linear_cross_entropy,
+    round_weights,
     strict,
     timestep_norm,
     use_implementation,
@@ -31,17 +30,6 @@ Q = jnp.full((4, 3), 0.5 + 0j)
 
 def norm(x, **kwargs):
     return timestep_norm(x, num_groups=2, **kwargs)
-
-
-def rotary(z, **kwargs):
-    ones = jnp.ones((2, *z.shape[2:]))
-    given = {"scale": ones, "shift": ones, "positions": jnp.arange(z.shape[1])} | kwargs
-    return normalized_rotary(z, **given)
-
-
-def in_one_call(z, **kwargs):
-    ones = jnp.ones((2, *HEADS.shape[2:]))
-    return normalized_rotary_attention(z, HEADS, ones, ones, **{"chunk_size": 4} | kwargs)
 
 
 def test_none_and_xla_run_the_reference():
@@ -198,128 +186,6 @@ def test_public_names():
         assert getattr(pallas_kernels, name).__doc__
 
 
-HEADS = jnp.ones((2, 8, 1, 4))
-BAD = {
-    "rank": (ValueError, r"\[B, L, D\]", lambda: complex_ema(X[0], P, Q, Q)),
-    "features": (ValueError, r"= \(4, 3\)", lambda: complex_ema(X, P[:3], Q, Q)),
-    "states": (ValueError, "gamma", lambda: complex_ema(X, P, Q, Q[:, :2])),
-    "empty": (ValueError, "empty", lambda: complex_ema(X[:, :0], P, Q, Q)),
-    "real q": (TypeError, "complex64", lambda: complex_ema(X, P, P, Q)),
-    "float16": (TypeError, "float16", lambda: complex_ema(X.astype(jnp.float16), P, Q, Q)),
-    "int x": (TypeError, "float32 or bfloat16", lambda: complex_ema(X.astype(int), P, Q, Q)),
-    "h0": (ValueError, "h0", lambda: complex_ema(X, P, Q, Q, h0=Q[None])),
-    "omega": (ValueError, "omega", lambda: complex_ema(X, P, Q, Q, P[0])),
-    "mask dtype": (TypeError, "mask must be bool", lambda: complex_ema(X, P, Q, Q, mask=jnp.ones((2, 8)))),
-    "mask shape": (ValueError, "mask", lambda: complex_ema(X, P, Q, Q, mask=jnp.ones((2, 7), bool))),
-    "segments": (TypeError, "segment_ids", lambda: complex_ema(X, P, Q, Q, segment_ids=jnp.ones((2, 8)))),
-    "list": (TypeError, "array", lambda: complex_ema([1.0], P, Q, Q)),
-    "groups": (ValueError, "divisible", lambda: timestep_norm(X, num_groups=3)),
-    "no groups": (ValueError, "positive int", lambda: timestep_norm(X, num_groups=0)),
-    "eps": (ValueError, "eps", lambda: timestep_norm(X, num_groups=2, eps=0.0)),
-    "array eps": (TypeError, "Python number", lambda: timestep_norm(X, num_groups=2, eps=jnp.float32(1e-5))),
-    "traced eps": (TypeError, "eps", lambda: jax.jit(lambda eps: timestep_norm(X, num_groups=2, eps=eps))(1e-5)),
-    "statistics": (ValueError, "token_mean", lambda: timestep_norm(X, num_groups=2, statistics="mean")),
-    "weight": (ValueError, "weight", lambda: timestep_norm(X, jnp.ones(3), num_groups=2)),
-    "state": (TypeError, "count, mean, var", lambda: timestep_norm(X, num_groups=2, state=X)),
-    "state shape": (
-        ValueError,
-        "state mean",
-        lambda: timestep_norm(X, num_groups=2, state=(jnp.zeros(2, jnp.int32), P, P)),
-    ),
-    "key dim": (ValueError, "k must", lambda: chunked_attention(HEADS, HEADS[..., :3], HEADS, chunk_size=4)),
-    "mixed": (TypeError, "v must", lambda: chunked_attention(HEADS, HEADS, HEADS.astype(jnp.bfloat16), chunk_size=4)),
-    "half a cache": (
-        ValueError,
-        "Missing: cached_v, cached_length",
-        lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=4, cached_k=HEADS),
-    ),
-    "cached length": (
-        ValueError,
-        r"cached_length must be in \[0, 4\], got \[5",
-        lambda: chunked_attention(
-            *[HEADS] * 3, chunk_size=4, cached_k=HEADS, cached_v=HEADS, cached_length=jnp.full(HEADS.shape[0], 5)
-        ),
-    ),
-    "no softmax dtype": (
-        TypeError,
-        "floating dtype, got None",
-        lambda: chunked_attention(*[HEADS] * 3, chunk_size=4, softmax_dtype=None),
-    ),
-    "array rate": (
-        ValueError,
-        "Python number",
-        lambda: chunked_attention(*[HEADS] * 3, chunk_size=4, dropout_rate=jnp.float32(0.1)),
-    ),
-    "both, segments": (
-        ValueError,
-        "segment_ids must have shape",
-        lambda: in_one_call(HEADS, segment_ids=jnp.ones((2, 5), int)),
-    ),
-    "both, chunk": (ValueError, "chunk_size must be", lambda: in_one_call(HEADS, chunk_size=None)),
-    "both, list": (TypeError, "z must be an array", lambda: in_one_call([1.0])),
-    "cache dtype": (
-        TypeError,
-        "cached_k must be float32",
-        lambda: chunked_attention(
-            HEADS,
-            HEADS,
-            HEADS,
-            chunk_size=4,
-            cached_k=HEADS.astype(jnp.bfloat16),
-            cached_v=HEADS,
-            cached_length=jnp.zeros(HEADS.shape[0], jnp.int32),
-        ),
-    ),
-    "softmax": (
-        TypeError,
-        "floating dtype, got",
-        lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=4, softmax_dtype=jnp.int32),
-    ),
-    "dropout": (
-        ValueError,
-        r"\[0, 1\], got 1.5",
-        lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=4, dropout_rate=1.5),
-    ),
-    "dropout key": (
-        ValueError,
-        "needs dropout_key",
-        lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=4, dropout_rate=0.5),
-    ),
-    "odd head": (ValueError, "head dim 3 is odd", lambda: rotary(HEADS[..., :3])),
-    "scale": (ValueError, "scale must have shape", lambda: rotary(HEADS, scale=jnp.ones((1, *HEADS.shape[2:])))),
-    "positions": (ValueError, "positions must", lambda: rotary(HEADS, positions=jnp.arange(3))),
-    "float positions": (TypeError, "positions must", lambda: rotary(HEADS, positions=jnp.ones(HEADS.shape[1]))),
-    "base": (ValueError, "base must be positive", lambda: rotary(HEADS, base=-1.0)),
-    "weight of a product": (ValueError, "weight must have shape", lambda: fused_linear(X, jnp.ones((3, 5)))),
-    "weight dtype": (TypeError, "float16 overflows", lambda: fused_linear(X, jnp.ones((3, 4), jnp.float16))),
-    "bias of a product": (ValueError, "bias must have shape", lambda: fused_linear(X, P.T, jnp.ones(4))),
-    "x_bias": (ValueError, "x_bias must have shape", lambda: fused_linear(X, P.T, x_bias=jnp.ones(3))),
-    "residual": (ValueError, "residual must have shape", lambda: fused_linear(X, P.T, residual=X)),
-    "residual dtype": (
-        TypeError,
-        "residual must be float32",
-        lambda: fused_linear(X, jnp.eye(4), residual=X.astype(jnp.bfloat16)),
-    ),
-    "activation": (ValueError, "None, 'silu', got 'gelu'", lambda: fused_linear(X, P.T, activation="gelu")),
-    "chunk": (ValueError, "chunk_size", lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=0)),
-    "precision": (ValueError, "tf32", lambda: chunked_attention(HEADS, HEADS, HEADS, chunk_size=4, precision="high")),
-}
-
-
-@pytest.mark.usefixtures("unhooked")
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input(name):
-    kind, message, call = BAD[name]
-    with pytest.raises(kind, match=message):
-        call()
-
-
-def test_more_than_2_31_elements_is_refused(unhooked):
-    big = jax.ShapeDtypeStruct((2**16, 2**15, 2), jnp.bfloat16)
-    with pytest.raises(ValueError, match="2\\^31"):
-        explain(timestep_norm, big, num_groups=2)
-
-
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -362,3 +228,31 @@ def test_a_product_of_more_than_2_31_elements_is_left_to_xla():
         smaller = explain(fused_linear, jax.ShapeDtypeStruct((2**9, 2**10, 4), jnp.bfloat16), weight)
     chosen = next(row for row in smaller.rows if row.chosen)
     assert [launch.kernel for launch in chosen.launches] == [f"fused_linear_{k}" for k in ("forward", "dx", "dw")]
+
+
+def test_one_token_is_left_to_xla_whichever_axis_tokens_are_along():
+    S = jax.ShapeDtypeStruct
+
+    def chosen(op, *shapes, **options) -> str:
+        given = [S(shape, dtype) for shape, dtype in shapes]
+        return next(row.implementation for row in explain(op, *given, **options).rows if row.chosen)
+
+    def head(tokens: int, features: int):
+        shapes = (tokens, features), (9, features), (tokens,), (tokens,)
+        return zip(shapes, (jnp.float32, jnp.float32, jnp.int32, jnp.float32), strict=True)
+
+    with compile_for("sm_90"):
+        for tokens, expected in ((1, "xla"), (2, "triton")):
+            assert chosen(fused_linear, ((2, tokens, 1), jnp.float32), ((3, 1), jnp.float32)) == expected
+            assert chosen(linear_cross_entropy, *head(tokens, 1)) == expected
+            assert chosen(linear_cross_entropy, *head(tokens, 5)) == expected
+        assert chosen(round_weights, ((3, 1), jnp.float32)) == "triton"
+
+
+def test_more_than_2_31_logits_are_left_to_xla():
+    S = jax.ShapeDtypeStruct
+    arrays = S((2**16, 4), jnp.bfloat16), S((2**15, 4), jnp.bfloat16), S((2**16,), jnp.int32), S((2**16,), jnp.float32)
+    with compile_for("sm_90"):
+        rows = {row.implementation: row for row in explain(linear_cross_entropy, *arrays).rows}
+    assert rows["xla"].chosen
+    assert "2147483648 logits are too many" in rows["triton"].reason

@@ -5,17 +5,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import LinearTiles, Tiles, compile_for, explain, fused_linear, use_tiles
+from pallas_kernels import (
+    LinearTiles,
+    Tiles,
+    compile_for,
+    explain,
+    fused_linear,
+    kernels_in,
+    round_weights,
+    use_tiles,
+)
 from reference import oracle_numpy_linear as oracle
 from tests import cases, kernel_parity
 from tests.tolerance import assert_close
 
-OPTIONS = ("bias", "x_bias", "residual")
+OPTIONS = ("bias", "x_bias", "residual", "gate")
 
 
 def inputs(r) -> dict[str, np.ndarray]:
     """Every argument, of 2 x 9 tokens, 7 features and 5 outputs."""
     shapes = {"x": (2, 9, 7), "weight": (5, 7), "bias": (5,), "x_bias": (7,), "residual": (2, 9, 5)}
+    shapes |= {"gate": (2, 9, 7), "gate_bias": (7,)}
     return {name: cases.normal(r, *shape) for name, shape in shapes.items()}
 
 
@@ -23,6 +33,7 @@ def inputs(r) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("on", [(), *((name,) for name in OPTIONS), OPTIONS], ids=str)
 def test_values_and_gradients(on, activation):
     r = cases.rng(0)
+    on = (*on, "gate_bias") if "gate" in on else on
     given = {name: array for name, array in inputs(r).items() if name in ("x", "weight", *on)}
     op = lambda given: fused_linear(**given, activation=activation)  # noqa: E731
     y, pullback = jax.vjp(op, {name: jnp.asarray(array) for name, array in given.items()})
@@ -50,13 +61,86 @@ def test_the_adjoint_is_the_derivative():
 def test_dtypes(implementation, weight_dtype):
     """y and the gradients of x and residual are of the dtype of x, that of weight is of its own."""
     given = {name: jnp.asarray(array) for name, array in inputs(cases.rng(2)).items()}
-    given |= {name: given[name].astype(jnp.bfloat16) for name in ("x", "residual")}
+    given |= {name: given[name].astype(jnp.bfloat16) for name in ("x", "residual", "gate")}
     given["weight"] = given["weight"].astype(weight_dtype)
     op = lambda given: fused_linear(**given, activation="silu", implementation=implementation)  # noqa: E731
     y, pullback = jax.vjp(op, given)
     assert y.dtype == jnp.bfloat16
     gradients = pullback(y)[0]
     assert {name: array.dtype for name, array in gradients.items()} == {n: array.dtype for n, array in given.items()}
+
+
+@pytest.mark.parametrize("implementation", ["xla", "triton_interpret"])
+def test_a_copy_of_the_weight_is_multiplied_with(implementation):
+    """In place of the weight, which has the gradient that it has without."""
+    x, weight = (jnp.asarray(inputs(cases.rng(4))[name]) for name in ("x", "weight"))
+    x = x.astype(jnp.bfloat16)
+    (copy,) = round_weights(weight, implementation=implementation)
+    op = lambda x, weight, rounded: fused_linear(x, weight, rounded=rounded, implementation=implementation)  # noqa: E731
+    alone, pullback = jax.vjp(op, x, weight, None)
+    y, with_copy = jax.vjp(op, x, weight, copy)
+    np.testing.assert_array_equal(y, alone)
+    for gradient, expected in zip(with_copy(y)[:2], pullback(y)[:2], strict=True):
+        assert gradient.dtype == expected.dtype
+        np.testing.assert_array_equal(gradient, expected)
+    if implementation != "xla":
+        assert not op(x, weight, jnp.zeros_like(copy)).any()
+
+
+@pytest.mark.parametrize("implementation", ["xla", "triton_interpret"])
+def test_several_layers_are_each_of_them(implementation):
+    given = {name: jnp.asarray(array) for name, array in inputs(cases.rng(5)).items()}
+    front = {name: given[name] for name in ("x", "x_bias", "gate", "gate_bias")}
+    weights = given["weight"], given["weight"][:3]
+    op = lambda **layers: fused_linear(**front, **layers, activation="silu", implementation=implementation)  # noqa: E731
+    together = op(weight=weights, bias=(given["bias"], None), residual=(None, given["residual"][..., :3]))
+    alone = op(weight=weights[0], bias=given["bias"]), op(weight=weights[1], residual=given["residual"][..., :3])
+    for y, expected in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kernels"),
+    [
+        (("x",), ("dx",)),
+        (("x_bias",), ("dx",)),
+        (("weight",), ("dw",)),
+        (("bias",), ("dw",)),
+        (("residual",), ()),
+        (("x", "weight"), ("dx", "dw")),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("gated", [False, True])
+def test_no_kernel_runs_for_gradients_that_nobody_asks_for(asked, kernels, gated):
+    """But for a gated one dW is made of what dx leaves behind."""
+    given = {name: jnp.asarray(array) for name, array in inputs(cases.rng(6)).items() if gated or "gate" not in name}
+    part = {name: given[name] for name in asked}
+
+    def gradients(part, implementation=None):
+        loss = lambda part: jnp.sum(  # noqa: E731
+            fused_linear(**given | part, activation="silu", implementation=implementation) ** 2
+        )
+        return jax.grad(loss)(part)
+
+    with compile_for("sm_90"):
+        lowered = jax.jit(gradients).trace(part).lower(lowering_platforms=("cuda",))
+    wanted = ("dx", "dw") if gated and "dw" in kernels else kernels
+    assert kernels_in(lowered) == tuple(f"fused_linear_{name}" for name in ("forward", *wanted))
+    found, expected = (gradients(part, implementation) for implementation in ("triton_interpret", "xla"))
+    for name in asked:
+        assert_close(f"d{name}", found[name], expected[name], units=30)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "triton_interpret"])
+def test_a_layer_whose_result_nobody_uses(implementation):
+    x, weight = (jnp.asarray(inputs(cases.rng(7))[name]) for name in ("x", "weight"))
+    loss = lambda x, weights: jnp.sum(fused_linear(x, weights, implementation=implementation)[0])  # noqa: E731
+    dx, (dw, nothing) = jax.grad(loss, (0, 1))(x, (weight, weight[:3]))
+    alone = jax.grad(lambda x, weight: loss(x, (weight,)), (0, 1))(x, weight)
+    assert_close("dx", dx, alone[0])
+    assert_close("dw", dw, alone[1])
+    assert not nothing.any()
 
 
 def test_the_residual_is_not_kept():

@@ -13,6 +13,7 @@ from megalodon_jax import MegalodonForCausalLM
 from megalodon_jax.fused_loss import weighted_loss
 from megalodon_jax.loss import CHUNK, LARGEST_WHOLE
 from megalodon_jax.parameters import named_parameters
+from pallas_kernels import compile_for, kernels_in, use_implementation
 from tests import models
 from tests.tolerance import as_float64, assert_close, errors
 
@@ -39,8 +40,8 @@ def numpy_loss(hidden, weight, targets, factors):
     return -(a * hit * log_softmax).sum(), (dz @ w).reshape(*ROWS, DIM), dz.T @ h
 
 
-def differentiated(hidden, weight, targets, factors, chunk, cotangent=1.0):
-    loss = lambda h, w: cotangent * jnp.asarray(weighted_loss(h, w, targets, factors, chunk, jnp.float32))  # noqa: E731
+def differentiated(hidden, weight, targets, factors, chunk, cotangent=1.0, fused=False):
+    loss = lambda h, w: cotangent * jnp.asarray(weighted_loss(h, w, targets, factors, chunk, jnp.float32, fused))  # noqa: E731
     value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, weight)
     return value, *gradients
 
@@ -61,9 +62,12 @@ def test_the_cotangent_multiplies():
 
 
 def test_large_logits_neither_overflow_nor_vanish():
-    args = inputs(scale=1e4)
-    for value, expected in zip(differentiated(*args, 4), numpy_loss(*args), strict=True):
-        assert_close("large", value, expected, units=1000)
+    args, by_kernels = inputs(scale=1e4), use_implementation(linear_cross_entropy="triton_interpret")
+    for fused in (False, True):
+        with by_kernels if fused else use_implementation():
+            found = differentiated(*args, 4, fused=fused)
+        for value, expected in zip(found, numpy_loss(*args), strict=True):
+            assert_close("large", value, expected, units=1000)
 
 
 def test_bfloat16_is_as_exact_as_whole_logits():
@@ -226,3 +230,45 @@ def test_a_token_that_does_not_count_may_hold_anything():
     gradients = jax.grad(lambda h, w: weighted_loss(h, w, targets, factors, 4, jnp.float32), argnums=(0, 1))
     for gradient in gradients(hidden, weight):
         assert jnp.all(jnp.isfinite(gradient))
+
+
+KERNELS = [f"linear_cross_entropy_{kernel}" for kernel in ("forward", "dhidden", "dweight")]
+
+
+@pytest.mark.parametrize("implementation", ["xla", "triton_interpret"])
+def test_chunks_by_the_op(implementation):
+    """Of 4 tokens, of which the last chunk has 2; with NaN in a token that does not count."""
+    hidden, weight, targets, factors = inputs()
+    factors = factors.at[0, 3].set(0.0)
+    expected = numpy_loss(hidden, weight, targets, factors)
+    with use_implementation(linear_cross_entropy=implementation):
+        found = differentiated(hidden.at[0, 3].set(jnp.nan), weight, targets, factors, 4, -0.3, fused=True)
+        for name, value, truth in zip(("loss", "dh", "dW"), found, expected, strict=True):
+            assert_close(name, value, -0.3 * truth)
+        unknown = differentiated(hidden, weight, targets.at[1, 1].set(VOCAB), jnp.ones(ROWS), 4, fused=True)
+        assert jnp.isnan(unknown[0])
+
+
+@pytest.mark.thorough
+def test_chunks_by_the_op_compose():
+    hidden, weight, targets, factors = inputs()
+    loss = jax.checkpoint(lambda h, w: weighted_loss(h, w, targets, factors, 4, jnp.float32, True))
+    _, dh, dw = numpy_loss(hidden, weight, targets, factors)
+    with use_implementation(linear_cross_entropy="triton_interpret"):
+        assert_close("not differentiated", loss(hidden, weight), numpy_loss(hidden, weight, targets, factors)[0])
+        mapped = jax.vmap(jax.grad(loss, (0, 1)), (0, None))(jnp.stack([hidden, hidden]), weight)
+        assert_close("dh", mapped[0], np.stack([dh, dh]))
+        assert_close("dW", mapped[1], np.stack([dw, dw]))
+
+
+@pytest.mark.parametrize(("backend", "kernels"), [("default", []), ("fused", KERNELS)])
+def test_the_fused_backend_s_loss_is_by_kernels(backend, kernels):
+    config = models.config(num_layers=0, gemm_backend=backend, compute_dtype=jnp.bfloat16)
+    arrays, static = eqx.partition(MegalodonForCausalLM(config, key=jax.random.key(0)), eqx.is_array)
+
+    def loss(arrays):
+        return eqx.combine(arrays, static).compute_loss(IDS, LABELS, loss_chunk_size=9)
+
+    with compile_for("sm_90"):
+        lowered = jax.jit(jax.value_and_grad(loss)).trace(arrays).lower(lowering_platforms=("cuda",))
+    assert sorted(name for name in kernels_in(lowered) if "entropy" in name) == sorted(kernels)

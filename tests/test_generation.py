@@ -24,7 +24,8 @@ def test_greedy_generation_is_the_argmax_of_the_uncached_model():
     assert cache.layer_caches[0].attn.count.tolist() == [12, 12]
 
 
-@pytest.mark.parametrize("mode", kernel_parity.first(["sliding", "chunk-local", "unbounded"], 1))
+@pytest.mark.thorough
+@pytest.mark.parametrize("mode", ["sliding", "chunk-local", "unbounded"])
 def test_the_first_token_does_not_depend_on_how_many_follow(mode):
     model, prompt = models.build(**MODES[mode]), models.ids()
     one, _, _ = generate(model, prompt, 1, temperature=0.0)
@@ -241,7 +242,7 @@ def test_what_is_no_state(unhooked):
     small = dataclasses.replace(state, logits=state.logits[:, :32])
     with pytest.raises(ValueError, match="the state is of 32 tokens, the model of 64"):
         generate(model, ids[:, :0], 1, temperature=0.0, state=small)
-    with pytest.raises(ValueError, match=r"would pass 2\^31 - 1"):
+    with pytest.raises(ValueError, match="would pass 2147483647"):
         generate(model, ids, 2**31 - 2, temperature=0.0)
     for tokens, kind, message in (([1], TypeError, "integer array"), (ids, ValueError, r"\[batch\]")):
         with pytest.raises(kind, match=message):

@@ -11,6 +11,8 @@ from bench.inspect.frames import Frame, stacks
 from bench.model_programs import MODEL_S, PROGRAMS, Shape, large, program
 from tests import models
 
+VARIANTS = ("kernels", "fused matmuls", "XLA")
+
 needs_tools = pytest.mark.skipif(tools.missing() is not None, reason=str(tools.missing()))
 
 TEXT = """HloModule lines, is_scheduled=true
@@ -56,12 +58,14 @@ def test_lines_of_instructions():
 
 
 def test_targets_can_be_missed():
-    good = {"moved": 13.0, "temporary": 4.0, "launches": 210}
+    one = {"moved": 9.5, "temporary": 3.6, "launches": 150, "started": 650}
+    good = dict.fromkeys(model_targets.TARGETS, one)
     programs = {"forward": good, "training": good, "prefill": good}
     assert all(verdict.met for verdict in model_targets.verdicts(programs))
     for name, what in (("forward", "moved"), ("training", "temporary"), ("training", "launches"), ("prefill", "moved")):
-        worse = programs | {name: good | {what: 1000.0}}
-        assert [verdict.met for verdict in model_targets.verdicts(worse)].count(False) == 1
+        for variant in good:
+            worse = programs | {name: good | {variant: good[variant] | {what: 1000.0}}}
+            assert [verdict.met for verdict in model_targets.verdicts(worse)].count(False) == 1
     assert inspect_compile.verdict(10.0, 15.0).met
     assert not inspect_compile.verdict(10.0, 15.1).met
 
@@ -85,22 +89,29 @@ def test_a_tiny_model(monkeypatch, tmp_path):
     assert any(place.startswith("layers/attention.py:") for place in one.lines)
     monkeypatch.setattr(inspect_model, "measure", lambda *_: one)
     printed = model_report.text({"versions": {}, "targets": [inspect_model._target("sm_90")]})
-    assert printed.count("\ntarget ") == 6
+    assert printed.count("\ntarget ") == 13
     assert "a peer's library" in printed
 
 
 @pytest.fixture(scope="module")
 def found():
     return {
-        name: {variant: inspect_model.measure(name, variant, "sm_90") for variant in ("kernels", "XLA")}
+        name: {variant: inspect_model.measure(name, variant, "sm_90") for variant in VARIANTS}
         for name in ("forward", "training", "prefill", "decode")
     }
 
 
 @needs_tools
 @pytest.mark.all_targets
+def test_every_target_is_met(found):
+    for verdict in inspect_model.judge(found):
+        assert verdict.met, verdict
+
+
+@needs_tools
+@pytest.mark.all_targets
 def test_kernels_save_bytes_memory_and_launches(found):
-    kernels, xla = found["training"].values()
+    kernels, xla = (found["training"][variant] for variant in ("kernels", "XLA"))
     for figure in ("bytes_moved", "temporary_bytes", "launches", "started"):
         assert getattr(kernels, figure) < getattr(xla, figure)
     assert not xla.pallas_kernels
@@ -118,9 +129,9 @@ def test_the_kernels_of_every_layer_are_there(found):
 @needs_tools
 @pytest.mark.all_targets
 def test_a_state_costs_a_forward_little(found):
-    forward, prefill = (found[name]["kernels"] for name in ("forward", "prefill"))
-    assert prefill.bytes_moved <= model_targets.MOST_PREFILL * forward.bytes_moved
-    assert prefill.launches <= 1.21 * forward.launches  # most of those above 1.1 put keys and values into rings
+    for variant in model_targets.TARGETS:
+        forward, prefill = (found[name][variant] for name in ("forward", "prefill"))
+        assert prefill.launches <= forward.launches + 40  # most of those above 1.1 put keys and values into rings
 
 
 @needs_tools

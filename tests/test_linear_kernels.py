@@ -20,11 +20,13 @@ def test_lowered(spec):
 
 
 @kernel_parity.on_both_rungs
-def test_rows_never_touch(rung):
-    linear_laws.check_isolation(rung)
+@pytest.mark.parametrize("kind", kernel_parity.first(tuple(linear_laws.KINDS), 1))
+def test_rows_never_touch(rung, kind):
+    linear_laws.check_isolation(rung, **linear_laws.KINDS[kind])
 
 
 @kernel_parity.on_both_rungs
+@pytest.mark.parametrize("kind", kernel_parity.first(tuple(linear_laws.KINDS), 1))
 @pytest.mark.parametrize("tiles", kernel_parity.first(linear_laws.LAUNCH_SHAPES, 2))
-def test_every_launch_shape_gives_the_same(rung, tiles):
-    linear_laws.check_launch_shape(rung, tiles)
+def test_every_launch_shape_gives_the_same(rung, tiles, kind):
+    linear_laws.check_launch_shape(rung, tiles, **linear_laws.KINDS[kind])

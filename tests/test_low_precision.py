@@ -1,6 +1,7 @@
 """Block-scaled matmuls: formats by hand, products and gradients against float64 products of what was quantised."""
 
 from functools import partial
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 
 from megalodon_jax.cli import doctor
+from megalodon_jax.config import GemmBackend
 from megalodon_jax.low_precision import FORMATS, product, quantize, support
 from megalodon_jax.ops import linear_3d
+from pallas_kernels._settings import OPS
 from tests import kernel_parity, models
 from tests.streams import stream
 from tests.tolerance import errors
@@ -130,7 +133,7 @@ def test_product_is_that_of_the_quantised_numbers(name):
     assert relative < {"mxfp8": 0.08, "nvfp4": 0.25}[name]
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", kernel_parity.first(BOTH, 1))
 def test_gradients_are_products_of_quantised_numbers(name):
     """Each operand quantised along the axis that its product sums over."""
     x, w, dy = random(40, 70), random(50, 70, seed=1), random(40, 50, seed=2)
@@ -161,7 +164,8 @@ def test_the_library_agrees(name):
     assert errors(product(x, w, name), theirs[0])[0] < 1e-6
 
 
-@pytest.mark.parametrize("name", kernel_parity.first(BOTH, 1))
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", BOTH)
 def test_a_model_with_quantised_layers(name):
     """Near the one without; head, norms and operations are not quantised."""
     exact, low = models.build(num_layers=1), models.build(num_layers=1, gemm_backend=name)
@@ -186,6 +190,14 @@ def test_a_model_with_quantised_layers(name):
 )
 def test_what_the_hardware_has(platform, capability, said):
     assert support(platform, capability).startswith(said)
+
+
+def test_doctor_lists_every_op_and_backend():
+    report = doctor.report()
+    for name in OPS:
+        assert f"\n  {name}\n    xla               chosen" in report
+    for name in get_args(GemmBackend):
+        assert f"\n  {name} " in report
 
 
 def test_doctor_says_that_products_are_emulated():

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import pytest
 
 from megalodon_jax import MegalodonConfig, MegalodonForCausalLM
-from pallas_kernels import chunked_attention, complex_ema, fused_linear, normalized_rotary, timestep_norm
+from pallas_kernels import (
+    chunked_attention,
+    complex_ema,
+    feature_norm,
+    fused_linear,
+    linear_cross_entropy,
+    normalized_rotary,
+    timestep_norm,
+)
 
 S = jax.ShapeDtypeStruct
 F, C = jnp.float32, jnp.complex64
@@ -66,7 +74,14 @@ OPS = {
         lambda x, w, b: fused_linear(x, w, x_bias=b, activation="silu"),
         (EMA[0], S((4, 6), F), S((6,), F)),
     ),
+    "feature_norm": (lambda x, w: feature_norm(x, w, w, centred=True), (EMA[0], S((6,), F))),
 }
+
+
+def test_gradients_beside_losses():
+    args = S((8, 6), F), S((4, 6), F), S((8,), jnp.int32), S((8,), F), S((4, 6), F)
+    f = lambda h, w, y, a, s: linear_cross_entropy(h, w, y, a, so_far=s)  # noqa: E731
+    assert default_precision_dots(cuda_text(f, *args)) == (3, 0)
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -74,7 +89,7 @@ def test_ops(name):
     f, args = OPS[name]
     dots, default = default_precision_dots(cuda_text(gradient(f), *args))
     assert default == 0
-    assert dots > 0 or name in ("timestep_norm", "complex_ema packed", "normalized_rotary")
+    assert dots > 0 or name in ("timestep_norm", "complex_ema packed", "normalized_rotary", "feature_norm")
 
 
 def test_tf32_is_an_opt_in():

@@ -25,6 +25,7 @@ def test_values_and_gradients(rows, interleaved):
     given = inputs(r, 17)
     positions = np.asarray([[5], [900]] if rows else 3) + np.arange(17)
     fixed = {"positions": positions, "eps": 1e-3, "base": 500.0, "interleaved": interleaved}
+    fixed |= {"scale_offset": 0.5, "scale_factor": -1.5} if interleaved else {}
     op = lambda *a: normalized_rotary(*a, **fixed | {"positions": jnp.asarray(positions)})  # noqa: E731
     (q, k), pullback = jax.vjp(op, *map(jnp.asarray, given))
     expected = oracle.normalized_rotary(*given, **fixed)
@@ -41,7 +42,7 @@ def test_the_adjoint_is_the_derivative():
     r = cases.rng(1)
     given = [a.astype(np.float64) for a in inputs(r, 2, depth=4)]
     dq, dk = (r.normal(size=given[0].shape) for _ in range(2))
-    fixed = {"positions": np.arange(2), "interleaved": True}
+    fixed = {"positions": np.arange(2), "interleaved": True, "scale_offset": 1.0, "scale_factor": 0.3}
 
     def loss(*given):
         q, k = oracle.normalized_rotary(*given, **fixed)
@@ -73,6 +74,7 @@ def test_attention_in_one_call(kind):
     r, length, chunk = cases.rng(3), 29, 8
     given, v, tokens = inputs(r, length), cases.normal(r, 2, length, 3, 5), cases.tokens(r, kind, 2, length)
     z, scale, shift = map(jnp.asarray, given)
-    o = normalized_rotary_attention(z, jnp.asarray(v), scale, shift, chunk_size=chunk, **tokens)
-    q, k = oracle.normalized_rotary(*given, positions=np.arange(length))
+    options = {"scale_offset": 1.0, "scale_factor": 0.5}
+    o = normalized_rotary_attention(z, jnp.asarray(v), scale, shift, chunk_size=chunk, **tokens, **options)
+    q, k = oracle.normalized_rotary(*given, positions=np.arange(length), **options)
     assert_close("o", o, oracle_numpy.chunked_attention(q, k, v, chunk_size=chunk, **tokens), units=30)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from megalodon_jax import MegalodonConfig, MegalodonForCausalLM
+from megalodon_jax.architectures import abstract_model
 from megalodon_jax.convert import load_original_checkpoint
 from megalodon_jax.convert.loading import InMemory, load_model
 from megalodon_jax.convert.original import Original
 from megalodon_jax.convert.original_names import here, there
-from megalodon_jax.model.abstract import abstract_model
 from megalodon_jax.parameters import named_parameters
 from megalodon_jax.precision import audit_sensitive_param_dtypes
 from megalodon_jax.presets import ORIGINAL, original_config

@@ -30,6 +30,7 @@ def test_contents(distributions):
     packages = [ROOT / package for package in top if (ROOT / package).is_dir()]
     sources = {str(path.relative_to(ROOT)) for package in packages for path in package.rglob("*.py")}
     assert sources <= set(names)
+    assert {"megalodon_jax/training/configs/llama_512.yaml", "bench/training/llama.yaml"} <= set(names)
     with tarfile.open(sdist) as archive:
         assert any(name.endswith("pyproject.toml") for name in archive.getnames())
 

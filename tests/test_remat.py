@@ -51,9 +51,9 @@ def count(jaxpr, found: Counter) -> Counter:
     return found
 
 
-def program(policy: str) -> Counter:
+def program(policy: str, **changes) -> Counter:
     """Of the gradients of a model whose layers have kernels for all they do."""
-    model, ids = models.build(num_layers=2, remat=policy, compute_dtype=jnp.bfloat16), models.ids()
+    model, ids = models.build(num_layers=2, remat=policy, compute_dtype=jnp.bfloat16, **changes), models.ids()
     parameters, static = eqx.partition(model, eqx.is_array)
     with compile_for("sm_90"):
         loss = lambda parameters: eqx.combine(parameters, static).compute_loss(ids, ids)  # noqa: E731
@@ -69,3 +69,13 @@ def test_what_runs_again():
         assert kernels[name] == none[name] > 0
         assert block[name] == 2 * none[name] - final
     assert none["dot_general"] < kernels["dot_general"]
+
+
+def test_fused_matmuls_run_again_and_weights_are_rounded_again():
+    none, kernels, block = (program(policy, gemm_backend="fused") for policy in ("none", "kernels", "block"))
+    assert none["round_weights"] == 2  # once in each block
+    for again in (kernels, block):
+        assert again["round_weights"] == 4
+        assert again["fused_linear_forward"] > none["fused_linear_forward"]
+    for name in FORWARD:
+        assert kernels[name] == none[name]

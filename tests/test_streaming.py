@@ -212,7 +212,8 @@ def test_gradients_through_the_cache():
     assert all(bool(jnp.all(g == 0)) for g in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("use_checkpoint", kernel_parity.first([True, False], 1))
+@pytest.mark.thorough
+@pytest.mark.parametrize("use_checkpoint", [True, False])
 def test_training_returns_the_cache_of_layers_only_undetached(use_checkpoint):
     model, ids = models.build(num_layers=1, dropout=0.5, use_checkpoint=use_checkpoint), models.ids(1, 9)
     train = {"return_cache": True, "deterministic": False, "key": jax.random.key(0)}
@@ -291,7 +292,8 @@ def test_index_and_trim():
         trim_cache(cache, 0)
 
 
-@pytest.mark.parametrize("mode", kernel_parity.first([*MODES], 1))
+@pytest.mark.thorough
+@pytest.mark.parametrize("mode", MODES)
 def test_after_a_trim_the_cut_does_not_matter_either(mode):
     model, ids = models.build(**MODES[mode]), models.ids()
     _, cache = step(model, ids[:, :5], None)

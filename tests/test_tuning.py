@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import Tiles, compile_for, explain, timestep_norm, use_tiles
+from pallas_kernels import AttentionTiles, Tiles, chunked_attention, compile_for, explain, timestep_norm, use_tiles
 from pallas_kernels import _settings as settings
 from pallas_kernels import _tuning as tuning
 
@@ -38,6 +38,26 @@ def test_heuristic_then_cache_then_override():
     other = (FORWARD, "sm_80", SHAPE, TUNED)
     with settings.settings_context(settings.Settings(tuned=(other,))):
         assert forward_launch().source == "heuristic"
+
+
+def test_attention_with_an_activation_is_a_problem_of_its_own():
+    q = jax.ShapeDtypeStruct((2, 512, 1, 64), jnp.bfloat16)
+    shape = {
+        "batch": 2, "length": 512, "heads": 1, "depth": 64, "width": 64, "chunk": 256, "dtype": "bfloat16",
+        "masked": 0, "packed": 0, "cached": 0, "precision": "float32",
+    }  # fmt: skip
+    tiles = AttentionTiles(64, 64, 64, 64, 4, 2)
+
+    def source(**options) -> str:
+        with compile_for("sm_90"):
+            rows = explain(chunked_attention, q, q, q, chunk_size=256, **options).rows
+        return next(row for row in rows if row.chosen).launches[0].source
+
+    for own, options in (({}, {}), ({"v_activation": "silu"}, {"v_activation": "silu"})):
+        entry = ("chunked_attention_forward", "sm_90", tuple(sorted((shape | own).items())), tiles)
+        with settings.settings_context(settings.Settings(tuned=(entry,))):
+            assert source(**options) == "tuning cache"
+            assert source(v_activation=None if options else "silu") == "heuristic"
 
 
 def test_round_trip_through_the_file(tmp_path):

@@ -6,7 +6,9 @@ from bench import ops
 from bench.ops import Spec
 from pallas_kernels.chunked_attention.specs import Spec as AttentionSpec
 from pallas_kernels.complex_ema.specs import Spec as EmaSpec
+from pallas_kernels.feature_norm.specs import Spec as FeatureSpec
 from pallas_kernels.fused_linear.specs import Spec as LinearSpec
+from pallas_kernels.linear_cross_entropy.specs import Spec as CrossEntropySpec
 from pallas_kernels.normalized_rotary.specs import Spec as RotarySpec
 from pallas_kernels.timestep_norm.specs import Spec as NormSpec
 
@@ -17,7 +19,10 @@ def torch_truth(spec: Spec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarr
         import torch  # noqa: F401
     except ImportError:
         return {}
-    of_op = {NormSpec: _norm, EmaSpec: _ema, AttentionSpec: _attention, RotarySpec: _rotary, LinearSpec: _linear}
+    of_op = {
+        NormSpec: _norm, EmaSpec: _ema, AttentionSpec: _attention, RotarySpec: _rotary, LinearSpec: _linear,
+        FeatureSpec: _features, CrossEntropySpec: _cross_entropy,
+    }  # fmt: skip
     return of_op[type(spec)](spec, arrays)
 
 
@@ -73,7 +78,7 @@ def _attention(spec, arrays) -> dict[str, np.ndarray]:
     fixed = {name: torch.tensor(arrays[name]) for name in ("mask", "segment_ids") if name in arrays}
     moving = {name: leaf for name, leaf in leaves.items() if "gate" not in name and "bias" not in name}
     silu = torch.nn.functional.silu
-    if spec.gated:
+    if spec.activated or spec.gated:
         moving["v"] = silu(moving["v"] + leaves["v_bias"])
     if spec.cached:
         o = torch.cat([_continued(spec, row, arrays["cached_length"], moving, fixed) for row in range(spec.batch)])
@@ -119,7 +124,8 @@ def _rotary(spec, arrays) -> dict[str, np.ndarray]:
     order = np.arange(spec.depth)  # the oracle pairs the halves
     if spec.interleaved:
         order = np.concatenate([order[0::2], order[1::2]])
-    turned = (rotate((n * moving["scale"][i] + moving["shift"][i])[..., order], table) for i in range(2))
+    factors = (moving["scale"] + spec.offset) * spec.factor
+    turned = (rotate((n * factors[i] + moving["shift"][i])[..., order], table) for i in range(2))
     q, k = (part[..., np.argsort(order)] for part in turned)
     total = sum((part * torch.tensor(arrays[name].astype(np.float64))).sum() for part, name in ((q, "dq"), (k, "dk")))
     torch.as_tensor(total).backward()
@@ -130,14 +136,44 @@ def _rotary(spec, arrays) -> dict[str, np.ndarray]:
 def _linear(spec, arrays) -> dict[str, np.ndarray]:
     import torch
 
+    given, silu, linear = ops.linear.moving(arrays), torch.nn.functional.silu, torch.nn.functional.linear
+    moving = {name: torch.tensor(array.astype(np.float64), requires_grad=True) for name, array in given.items()}
+    a = moving["x"] + moving.get("x_bias", 0.0)
+    a = silu(a) if spec.activation == "silu" else a
+    a = a * silu(moving["gate"] + moving.get("gate_bias", 0.0)) if spec.gate else a
+    ys = [
+        linear(a, moving[f"weight_{n}"], moving.get(f"bias_{n}")) + moving.get(f"residual_{n}", 0.0)
+        for n in range(len(spec.layers))
+    ]
+    total = sum((y * torch.tensor(arrays[f"dy_{n}"].astype(np.float64))).sum() for n, y in enumerate(ys))
+    torch.as_tensor(total).backward()
+    values = {f"y_{n}": y for n, y in enumerate(ys)} | {f"d{name}": tensor.grad for name, tensor in moving.items()}
+    return {name: tensor.detach().numpy() for name, tensor in values.items()}
+
+
+def _features(spec, arrays) -> dict[str, np.ndarray]:
+    import torch
+
     moving = {
         name: torch.tensor(arrays[name].astype(np.float64), requires_grad=True)
-        for name in ops.linear.MOVING
+        for name in ops.features.MOVING
         if name in arrays
     }
-    a = moving["x"] + moving.get("x_bias", 0.0)
-    a = torch.nn.functional.silu(a) if spec.activation == "silu" else a
-    y = torch.nn.functional.linear(a, moving["weight"], moving.get("bias")) + moving.get("residual", 0.0)
+    normalize = torch.nn.functional.layer_norm if spec.centred else torch.nn.functional.rms_norm
+    gain = moving.get("weight", torch.tensor(1.0 - spec.minus_one)) + float(spec.minus_one)
+    y = normalize(moving["x"], (spec.features,), eps=1e-5) * gain + moving.get("bias", 0.0)
     (y * torch.tensor(arrays["dy"].astype(np.float64))).sum().backward()
     values = {"y": y} | {f"d{name}": tensor.grad for name, tensor in moving.items()}
     return {name: tensor.detach().numpy() for name, tensor in values.items()}
+
+
+def _cross_entropy(spec, arrays) -> dict[str, np.ndarray]:
+    import torch
+
+    hidden, weight, factors = (torch.tensor(arrays[n].astype(np.float64)) for n in ("hidden", "weight", "factors"))
+    moving = hidden.requires_grad_(), weight.requires_grad_()
+    targets = torch.tensor(arrays["targets"].astype(np.int64))
+    losses = factors * torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    losses.sum().backward()
+    dhidden, dweight = (array.grad.numpy() for array in moving)
+    return {"losses": losses.detach().numpy(), "dhidden": dhidden, "dweight": dweight + arrays.get("so_far", 0.0)}

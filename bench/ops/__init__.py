@@ -9,6 +9,7 @@ A module has
     truth(spec, arrays)                     the same from the float64 oracle
     program(spec, mode, implementation)     the program that is compiled and inspected, and its abstract argument
     baselines(spec)                         further implementations that `program` knows, by other people's formulas
+    launches(spec, target)                  its kernels with their tiles, on an architecture
     walk(spec, mode, kernel)                how a compiled kernel of that program walks over the sequence
     alike(call)                             programs of its grid that do all there is to do, with how often they occur;
                                             None where values decide what they do
@@ -20,25 +21,32 @@ A module has
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 
-from bench.ops import attention, ema, linear, norm, rotary
+from bench.ops import attention, cross_entropy, ema, features, linear, norm, rotary
 from pallas_kernels.chunked_attention import specs as attention_specs
 from pallas_kernels.chunked_attention.specs import Spec as AttentionSpec
 from pallas_kernels.complex_ema import specs as ema_specs
 from pallas_kernels.complex_ema.specs import Spec as EmaSpec
+from pallas_kernels.feature_norm import specs as feature_specs
+from pallas_kernels.feature_norm.specs import Spec as FeatureSpec
 from pallas_kernels.fused_linear import specs as linear_specs
 from pallas_kernels.fused_linear.specs import Spec as LinearSpec
+from pallas_kernels.linear_cross_entropy import specs as cross_entropy_specs
+from pallas_kernels.linear_cross_entropy.specs import Spec as CrossEntropySpec
 from pallas_kernels.normalized_rotary import specs as rotary_specs
 from pallas_kernels.normalized_rotary.specs import Spec as RotarySpec
 from pallas_kernels.timestep_norm import specs as norm_specs
 from pallas_kernels.timestep_norm.specs import Spec as NormSpec
 
-Spec = NormSpec | EmaSpec | AttentionSpec | RotarySpec | LinearSpec
+Spec = NormSpec | EmaSpec | AttentionSpec | RotarySpec | LinearSpec | FeatureSpec | CrossEntropySpec
 Titled = dict[str, Spec]
 
 
 def of(spec: Spec) -> ModuleType:
     """The module of the op that a spec is of."""
-    modules = {NormSpec: norm, EmaSpec: ema, AttentionSpec: attention, RotarySpec: rotary, LinearSpec: linear}
+    modules = {
+        NormSpec: norm, EmaSpec: ema, AttentionSpec: attention, RotarySpec: rotary, LinearSpec: linear,
+        FeatureSpec: features, CrossEntropySpec: cross_entropy,
+    }  # fmt: skip
     return modules[type(spec)]
 
 
@@ -54,6 +62,8 @@ PRESETS = _titled(
         *attention_specs.PRESETS,
         *rotary_specs.PRESETS,
         *linear_specs.PRESETS,
+        *feature_specs.PRESETS,
+        *cross_entropy_specs.PRESETS,
     )
 )
 PARITY = _titled(
@@ -63,11 +73,18 @@ PARITY = _titled(
         *attention_specs.PARITY,
         *rotary_specs.PARITY,
         *linear_specs.PARITY,
+        *feature_specs.PARITY,
+        *cross_entropy_specs.PARITY,
     )
 )
 SHORTFALLS = _titled(ema_specs.SHORTFALLS)  # break the policy, by how much is known; shown when named
 
 
 def find(known: Mapping[str, Spec], name: str) -> Titled:
-    """The spec "op: name", or, for a name alone, that of every op that has it."""
-    return {title: spec for title, spec in known.items() if name in (title, spec.name)}
+    """The spec "op: name"; for a name alone, that of every op that has it; for an op alone, all of its specs."""
+    return {title: spec for title, spec in known.items() if name in (title, spec.name, of(spec).NAME)}
+
+
+def is_cotangent(name: str) -> bool:
+    """Is the array of that name among a spec's the cotangent of an output?"""
+    return name.startswith("d")

@@ -19,6 +19,7 @@ from bench.ops.walk import Walk
 from bench.programs import MODES
 from pallas_kernels import chunked_attention
 from pallas_kernels._architecture import Architecture
+from pallas_kernels._tiles import Launch
 from pallas_kernels.chunked_attention import tiles as heuristic
 from pallas_kernels.chunked_attention.launch import DK, DQ, DV, FORWARD, GATE
 from pallas_kernels.chunked_attention.specs import Spec
@@ -36,7 +37,7 @@ Arrays = dict[str, jax.ShapeDtypeStruct]
 def describe(spec: Spec) -> str:
     """Its sizes and options."""
     sizes = f"B = {spec.batch}, L = {spec.length}, H = {spec.heads}, Dk = {spec.depth}, Dv = {spec.width}"
-    options = [option for option in ("mask", "segments", "gated") if getattr(spec, option)]
+    options = [option for option in ("mask", "segments", "activated", "gated") if getattr(spec, option)]
     if spec.cached:
         options.append(f"up to {spec.cached} cached keys")
     return ", ".join([sizes, f"chunks of {spec.chunk}", np.dtype(spec.dtype).name, *options])
@@ -77,6 +78,8 @@ def truth(spec: Spec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     given = {name: arrays[name].astype(np.float64) for name in MOVING if name in arrays}
     given |= {name: arrays[name] for name in _FIXED if name in arrays}
     forward, backward = oracle_numpy.chunked_attention, oracle_numpy.chunked_attention_vjp
+    if spec.activated:
+        forward, backward = oracle_numpy.activated_attention, oracle_numpy.activated_attention_vjp
     if spec.gated:
         forward, backward = oracle_numpy.gated_attention, oracle_numpy.gated_attention_vjp
     o, do = forward(**given, chunk_size=spec.chunk), arrays["do"].astype(np.float64)
@@ -96,21 +99,29 @@ def program(spec: Spec, mode: str, implementation: str) -> tuple[Callable, Array
 def _attend(spec: Spec, implementation: str, arrays: dict):
     if implementation == VALUE_TILES:
         return attention_by_value_tiles(*(arrays[name] for name in ("q", "k", "v")), chunk_size=spec.chunk)
+    return chunked_attention(**_call(spec, arrays), implementation=implementation)
+
+
+def _call(spec: Spec, arrays: dict) -> dict:
     given = {name: array for name, array in arrays.items() if name in (*MOVING, *_FIXED)}
-    return chunked_attention(**given, chunk_size=spec.chunk, implementation=implementation)
+    activation = {"v_activation": "silu"} if spec.activated or spec.gated else {}
+    return given | activation | {"chunk_size": spec.chunk}
 
 
 def baselines(spec: Spec) -> tuple[str, ...]:
-    """jax.nn.dot_product_attention, where chunks are whole and nothing is masked, gated or cached."""
-    other = spec.mask or spec.segments or spec.cached or spec.gated or spec.length % spec.chunk
+    """jax.nn.dot_product_attention, where chunks are whole and nothing is masked, activated, gated or cached."""
+    other = spec.mask or spec.segments or spec.cached or spec.activated or spec.gated or spec.length % spec.chunk
     return () if other else (VALUE_TILES,)
+
+
+def launches(spec: Spec, target: str) -> tuple[Launch, ...]:
+    """Every kernel with its tiles, on an architecture."""
+    return heuristic.launches(Architecture.of(target), **_call(spec, spec.arrays()))
 
 
 def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
     """Programs walk differently far: only their tiles."""
-    gpu, arrays = Architecture.of(kernel.target.name), spec.arrays()
-    given = {name: array for name, array in arrays.items() if name in (*MOVING, *_FIXED)}
-    plan = heuristic.launches(gpu, **given, chunk_size=spec.chunk)
+    plan = launches(spec, kernel.target.name)
     tiles = asdict(next(launch.tiles for launch in plan if launch.kernel == kernel.name))
     shown = {"block_q": "queries", "block_k": "keys", "block_v": "values", "num_stages": "stages"}
     return Walk({name: tiles[field] for field, name in shown.items()}, elements=0, trips=None, others=0)

@@ -20,7 +20,7 @@ from bench.ops.walk import Walk
 from bench.programs import MODES
 from pallas_kernels import complex_ema
 from pallas_kernels._architecture import Architecture
-from pallas_kernels._tiles import Tiles
+from pallas_kernels._tiles import Launch, Tiles
 from pallas_kernels.complex_ema import tiles as heuristic
 from pallas_kernels.complex_ema.launch import BACKWARD, ENDS, ENDS_BLOCK, FORWARD, JOIN
 from pallas_kernels.complex_ema.math import STEADY
@@ -145,12 +145,16 @@ def baselines(spec: Spec) -> tuple[str, ...]:
     return (SCAN,) if spec.segments else (FFT,)
 
 
+def launches(spec: Spec, target: str) -> tuple[Launch, ...]:
+    """Every kernel with its tiles, on an architecture."""
+    arrays = spec.arrays()
+    options = {"segment_ids": arrays.get("segment_ids"), "return_state": spec.returned}
+    return heuristic.launches(Architecture.of(target), arrays["x"], arrays["p"], **options)
+
+
 def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
     """Stretches of STEADY steps, tiles inside them, no tile walked step by step; joining, a step for each chunk."""
-    arrays, gpu = spec.arrays(), Architecture.of(kernel.target.name)
-    options = {"segment_ids": arrays.get("segment_ids"), "return_state": spec.returned}
-    plan = heuristic.launches(gpu, arrays["x"], arrays["p"], **options)
-    tiles = {launch.kernel: launch.tiles for launch in plan}
+    tiles = {launch.kernel: launch.tiles for launch in launches(spec, kernel.target.name)}
     parts = tiles[FORWARD if mode == MODES[0] else BACKWARD].num_chunks  # what is saved is saved at those
     chunks, chunk = Problem(spec.batch, spec.length, spec.features, spec.states).chunks(Tiles(1, parts, 1))
     name = re.sub(r"__\d+$", "", kernel.name)  # XLA numbers equal names

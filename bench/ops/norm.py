@@ -16,6 +16,7 @@ from bench.ops.walk import Walk
 from bench.programs import MODES
 from pallas_kernels import timestep_norm
 from pallas_kernels._architecture import Architecture
+from pallas_kernels._tiles import Launch
 from pallas_kernels.timestep_norm import tiles as heuristic
 from pallas_kernels.timestep_norm.launch import BACKWARD, FORWARD
 from pallas_kernels.timestep_norm.problem import Problem
@@ -139,10 +140,15 @@ def baselines(spec: Spec) -> tuple[str, ...]:
     return ()
 
 
+def launches(spec: Spec, target: str) -> tuple[Launch, ...]:
+    """Every kernel with its tiles, on an architecture."""
+    options = {"num_groups": spec.groups, "statistics": spec.statistics}
+    return heuristic.launches(Architecture.of(target), spec.arrays()["x"], **options)
+
+
 def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
     """One loop over the tiles of a chunk; loops inside it walk the documents of a tile, taken to be one."""
-    gpu = Architecture.of(kernel.target.name)
-    plan = heuristic.launches(gpu, spec.arrays()["x"], num_groups=spec.groups, statistics=spec.statistics)
+    plan = launches(spec, kernel.target.name)
     tiles = next(launch.tiles for launch in plan if launch.kernel == kernel.name.removesuffix("_totals"))
     problem = Problem(spec.batch, spec.length, spec.features, spec.groups, 0.0, spec.statistics)
     return Walk(

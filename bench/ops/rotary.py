@@ -15,6 +15,7 @@ from bench.ops.walk import Walk
 from bench.programs import MODES
 from pallas_kernels import normalized_rotary
 from pallas_kernels._architecture import Architecture
+from pallas_kernels._tiles import Launch
 from pallas_kernels.normalized_rotary import tiles as heuristic
 from pallas_kernels.normalized_rotary.launch import BACKWARD, FORWARD
 from pallas_kernels.normalized_rotary.problem import Problem
@@ -33,6 +34,7 @@ def describe(spec: Spec) -> str:
     sizes = f"B = {spec.batch}, L = {spec.length}, H = {spec.heads}, K = {spec.depth}"
     options = ["interleaved" if spec.interleaved else "half-split"]
     options += ["positions of each row"] * spec.rows + ["bias"] * spec.bias
+    options += [f"(scale + {spec.offset:g}) {spec.factor:g}"] * ((spec.offset, spec.factor) != (0.0, 1.0))
     return ", ".join([sizes, np.dtype(spec.dtype).name, *options])
 
 
@@ -60,7 +62,7 @@ def values(spec: Spec, implementation: str) -> Callable[[dict], dict[str, jax.Ar
 def truth(spec: Spec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same from the float64 oracle."""
     given = {name: arrays[name].astype(np.float64) for name in _MOVING if name in arrays}
-    fixed = {"positions": arrays["positions"], "interleaved": spec.interleaved}
+    fixed = {"positions": arrays["positions"], **_options(spec)}
     q, k = oracle_numpy_rotary.normalized_rotary(**given, **fixed)
     dq, dk = (arrays[name].astype(np.float64) for name in ("dq", "dk"))
     gradients = oracle_numpy_rotary.normalized_rotary_vjp(**given, **fixed, dq=dq, dk=dk)
@@ -80,9 +82,13 @@ def _rotary(spec: Spec, implementation: str, arrays: dict):
     return normalized_rotary(
         **{name: arrays[name] for name in _MOVING if name in arrays},
         positions=arrays["positions"],
-        interleaved=spec.interleaved,
+        **_options(spec),
         implementation=implementation,
     )
+
+
+def _options(spec: Spec) -> dict:
+    return {"interleaved": spec.interleaved, "scale_offset": spec.offset, "scale_factor": spec.factor}
 
 
 def baselines(spec: Spec) -> tuple[str, ...]:
@@ -90,12 +96,15 @@ def baselines(spec: Spec) -> tuple[str, ...]:
     return ()
 
 
+def launches(spec: Spec, target: str) -> tuple[Launch, ...]:
+    """Every kernel with its tiles, on an architecture."""
+    return heuristic.launches(Architecture.of(target), spec.arrays()["z"], interleaved=spec.interleaved)
+
+
 def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
     """One loop over the tiles of a chunk; loops inside it are not entered."""
-    gpu, z = Architecture.of(kernel.target.name), spec.arrays()["z"]
-    plan = heuristic.launches(gpu, z, interleaved=spec.interleaved)
-    tiles = next(launch.tiles for launch in plan if launch.kernel == kernel.name)
-    problem = Problem(spec.batch, spec.length, spec.heads, spec.depth, eps=0.0, base=1.0, interleaved=False)
+    tiles = next(launch.tiles for launch in launches(spec, kernel.target.name) if launch.kernel == kernel.name)
+    problem = Problem(spec.batch, spec.length, spec.heads, spec.depth, 0.0, 1.0, False, 0.0, 1.0)
     trips = -(-problem.chunks(tiles)[1] // tiles.block_length)
     return Walk(
         tile={"tokens": tiles.block_length, "chunks": kernel.grid[0]},

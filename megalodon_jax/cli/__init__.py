@@ -1,1 +1,1 @@
-"""Command line: `python -m megalodon_jax {train,generate,demo,doctor}`."""
+"""Command line: `python -m megalodon_jax {train,plot,generate,demo,convert,doctor,selftest}`."""

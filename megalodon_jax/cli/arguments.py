@@ -5,11 +5,10 @@ from pathlib import Path
 
 
 def positive_int(text: str) -> int:
-    """An int of at least 1; argparse reports the ValueError."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
+    """An int of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
 
 
 def positive_float(text: str) -> float:
@@ -30,10 +29,9 @@ def window(text: str) -> int:
 
 def seed(text: str) -> int:
     """A seed for both NumPy and JAX."""
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{value} is not in [0, 2^32)")
-    return value
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected an integer in [0, 2^32), got {text!r}")
+    return int(text)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,8 @@ import pallas_kernels
 from megalodon_jax import low_precision
 
 _PACKAGES = (
-    "megalodon-pallas", "jax", "jaxlib", "equinox", "numpy", "optax", "safetensors", "rich", "matplotlib", "torch",
+    "megalodon-pallas", "jax", "jaxlib", "equinox", "numpy", "optax", "safetensors", "rich", "matplotlib", "pyyaml",
+    "orbax-checkpoint", "tensorboardx", "torch",
 )  # fmt: skip
 _PREFIX = "PALLAS_KERNELS_"
 
@@ -64,7 +65,10 @@ def _matmuls() -> str:
         support = low_precision.support(device.platform, getattr(device, "compute_capability", ""))
     except RuntimeError:
         support = "unknown: no devices"
-    return _table([("default", "compute_dtype"), *((name, support) for name in low_precision.FORMATS)])
+    fused = "compute_dtype, by fused_linear, round_weights and linear_cross_entropy"
+    return _table(
+        [("default", "compute_dtype"), ("fused", fused), *((name, support) for name in low_precision.FORMATS)]
+    )
 
 
 def _ops() -> str:
@@ -86,5 +90,14 @@ def _ops() -> str:
             positions=array(length, dtype=jnp.int32),
         ),
         pallas_kernels.explain(pallas_kernels.fused_linear, x, array(dim, dim)),
+        pallas_kernels.explain(pallas_kernels.round_weights, array(dim, dim), array(dim, dim)),
+        pallas_kernels.explain(
+            pallas_kernels.linear_cross_entropy,
+            array(length, dim),
+            array(dim, dim),
+            array(length, dtype=jnp.int32),
+            array(length),
+        ),
+        pallas_kernels.explain(pallas_kernels.feature_norm, x, array(dim), array(dim), centred=True),
     )
     return "\n".join(map(str, explanations))

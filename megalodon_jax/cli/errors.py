@@ -1,7 +1,16 @@
 """Errors that are the user's to fix: one line on stderr and exit code 2, never a traceback."""
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_EXTRA_TRAIN = {
+    "matplotlib": "matplotlib",
+    "orbax": "orbax-checkpoint",
+    "rich": "rich",
+    "tensorboardX": "tensorboardx",
+    "yaml": "pyyaml",
+}
 
 
 class CommandError(Exception):
@@ -20,13 +29,11 @@ def bad_input() -> Iterator[None]:
 
 
 def require_extra_train() -> None:
-    """Import what the extra `train` brings.
+    """Is there what the extra `train` brings? Nothing of it is imported.
 
     Raises:
-        CommandError: rich or matplotlib is not installed.
+        CommandError: a package is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401
-        import rich  # noqa: F401
-    except ImportError as error:
-        raise CommandError(f'{error.name} is not installed; pip install "megalodon-pallas[train]"') from error
+    for module, package in _EXTRA_TRAIN.items():
+        if importlib.util.find_spec(module) is None:
+            raise CommandError(f'{package} is not installed; pip install "megalodon-pallas[train]"')

@@ -13,7 +13,7 @@ def add_parser(subcommands) -> None:
     parser: argparse.ArgumentParser = subcommands.add_parser(
         "generate", help="stream text from a checkpoint", description="Stream text from the checkpoint of a byte model."
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that train or demo wrote")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="RUN/final of train, or folder of demo")
     parser.add_argument("--prompt", default="", metavar="TEXT", help="text to continue (default: a newline)")
     parser.add_argument("--tokens", type=arguments.positive_int, default=256, help="bytes to draw (default: 256)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 for the likeliest byte (default: 0.8)")

@@ -1,4 +1,4 @@
-"""The training loop: a generator of `Progress` records that prints nothing and writes nothing.
+"""The loop of the demo: a generator of `Progress` records that prints nothing and writes nothing.
 
     rate(f) = peak * min(f / warmup, 1) * (floor + (1 - floor) (1 + cos(pi f)) / 2)        f = part of the budget used
 
@@ -8,17 +8,21 @@ ends where the budget ends on a fast machine as on a slow one. A run with a numb
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 
-import jax
+import equinox as eqx
 import numpy as np
-from jaxtyping import Int32
 
-from megalodon_jax.cli.data import Corpus, evaluation_windows, training_batches
+from megalodon_jax.cli.data import Corpus
+from megalodon_jax.cli.defaults import OPTIMIZER
 from megalodon_jax.cli.errors import CommandError
-from megalodon_jax.cli.step import compile_step
 from megalodon_jax.model import MegalodonForCausalLM
+from megalodon_jax.training.batches import Batch, fixed_windows, training_batch
+from megalodon_jax.training.evaluation import Evaluator, bits
+from megalodon_jax.training.optimizer import make_optimizer
+from megalodon_jax.training.schedule import cosine
+from megalodon_jax.training.step import initial_state, make_step
 
 WARMUP = 0.05
 FLOOR = 0.02
@@ -34,7 +38,6 @@ class Options:
     steps: int | None
     seconds: float = 120.0
     seed: int = 0
-    weight_decay: float = 0.1
     evaluations: int = 10
 
 
@@ -58,8 +61,7 @@ class Progress:
 
 def learning_rate(peak: float, fraction: float) -> float:
     """Rate after `fraction` of the budget."""
-    decay = FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * fraction)) / 2
-    return peak * min(fraction / WARMUP, 1.0) * decay
+    return min(fraction / WARMUP, 1.0) * cosine(fraction, peak, FLOOR * peak)
 
 
 def train(model: MegalodonForCausalLM, corpus: Corpus, options: Options) -> Generator[Progress, None, None]:
@@ -68,42 +70,40 @@ def train(model: MegalodonForCausalLM, corpus: Corpus, options: Options) -> Gene
     Raises:
         CommandError: the loss is not finite.
     """
-    batches = training_batches(corpus.train, options.batch_size, options.sequence_length, options.seed)
-    windows = evaluation_windows(corpus.held_out, options.sequence_length)
-    batch = next(batches)
-    compiled = compile_step(model, batch, options.weight_decay)
-    parameters, state, key = compiled.parameters, compiled.state, jax.random.key(options.seed)
+    length, vocabulary = options.sequence_length, model.config.vocab_size
+    optimizer = make_optimizer(OPTIMIZER)
+    state, static = initial_state(model, optimizer, options.seed)
+    evaluator = Evaluator(static, options.batch_size)
+    windows = fixed_windows(corpus.held_out, length, None, vocabulary)
+
+    def batch() -> Batch:
+        return training_batch(corpus.train, options.seed, step, (1, options.batch_size), length, vocabulary)
 
     def record(loss: float | None, evaluate: bool) -> Progress:
-        seen = step * options.batch_size * options.sequence_length
+        seen = step * options.batch_size * length
         if not evaluate:
-            return Progress(step, fraction, seconds, seen, loss, None, None, compiled.seconds)
-        held_out = _bits_per_byte(lambda ids: compiled.losses(parameters, ids), windows, options.batch_size)
+            return Progress(step, fraction, seconds, seen, loss, None, None, compile_seconds)
+        held_out = bits(evaluator.windows(state.parameters, windows))
         if not math.isfinite(held_out):
             raise CommandError(f"the held-out loss is {held_out} after step {step}; use a smaller learning rate")
-        return Progress(step, fraction, seconds, seen, loss, held_out, compiled.model(parameters), compiled.seconds)
+        now = eqx.combine(state.parameters, static)
+        return Progress(step, fraction, seconds, seen, loss, held_out, now, compile_seconds)
 
     step, evaluations, fraction, seconds = 0, 0, 0.0, 0.0
+    begun = time.perf_counter()
+    update = make_step(static, optimizer).lower(state, batch(), np.float32(0)).compile()
+    compile_seconds = time.perf_counter() - begun
     yield record(None, True)
     begun = time.perf_counter()
     while fraction < 1.0:
         rate = np.float32(learning_rate(options.learning_rate, fraction))
-        parameters, state, loss = compiled.step(parameters, state, batch, rate, jax.random.fold_in(key, step))
-        bits = float(loss) / math.log(2)
-        if not math.isfinite(bits):
-            raise CommandError(f"the loss is {bits} at step {step}; use a smaller learning rate than {rate:g}")
-        batch, step = next(batches), step + 1
+        state, metrics = update(state, batch(), rate)
+        loss = bits(float(metrics.loss))
+        if not math.isfinite(loss):
+            raise CommandError(f"the loss is {loss} at step {step}; use a smaller learning rate than {rate:g}")
+        step += 1
         seconds = time.perf_counter() - begun
         fraction = min(step / options.steps if options.steps else seconds / options.seconds, 1.0)
         due = int(fraction * options.evaluations)
-        yield record(bits, due > evaluations)
+        yield record(loss, due > evaluations)
         evaluations = due
-
-
-def _bits_per_byte(losses: Callable[[np.ndarray], jax.Array], windows: Int32[np.ndarray, "W L"], rows: int) -> float:
-    total = 0.0
-    for start in range(0, len(windows), rows):
-        batch = windows[start : start + rows]
-        padded = np.pad(batch, ((0, rows - len(batch)), (0, 0)))
-        total += float(np.asarray(losses(padded))[: len(batch)].sum(dtype=np.float64))
-    return total / (windows.shape[0] * (windows.shape[1] - 1)) / math.log(2)

@@ -1,11 +1,11 @@
-"""Arguments in, exit code out: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+"""Arguments in, exit code out: 0 done, 2 bad input (one line on stderr), 130 interrupted, 143 terminated (`train`)."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 
-from megalodon_jax.cli import convert, demo, doctor, generate, train
+from megalodon_jax.cli import convert, demo, doctor, generate, plot, selftest, train
 from megalodon_jax.cli.errors import CommandError
 from pallas_kernels import KernelUnavailable
 
@@ -18,11 +18,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m megalodon_jax", description="Megalodon language models in JAX.")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, generate, demo, convert, doctor):
+    for command in (train, plot, generate, demo, convert, doctor, selftest):
         command.add_parser(subcommands)
     options = parser.parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (CommandError, KernelUnavailable) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -1,32 +1,40 @@
-"""Loss curve of a run as a PNG file."""
+"""`plot`: loss curves of runs in one picture."""
 
-import logging
-import os
-from collections.abc import Sequence
+import argparse
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from megalodon_jax.cli.loop import Progress
+from megalodon_jax.cli.errors import CommandError, bad_input, require_extra_train
 
 
-def save_loss_curve(history: Sequence[Progress], baselines: dict[str, float], file: Path) -> None:
-    """Training and held-out bits per byte against bytes seen, and one horizontal line per baseline."""
-    # The first use on a machine builds a font cache and says so as a warning.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    trained = [(record.bytes_seen, record.train) for record in history if record.train is not None]
-    evaluated = [(record.bytes_seen, record.held_out) for record in history if record.held_out is not None]
-    axes.plot(*zip(*trained, strict=True), color="C0", alpha=0.4, label="train, per step")
-    axes.plot(*zip(*evaluated, strict=True), "o-", color="C1", label="held out")
-    for index, (name, bits) in enumerate(baselines.items()):
-        axes.axhline(bits, linestyle="--", color=f"C{2 + index}", label=f"{name}, held out ({bits:.2f})")
-    axes.set(xlabel="bytes seen", ylabel="bits per byte", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    unfinished = file.with_name(file.name + ".tmp")
-    figure.savefig(unfinished, format="png", dpi=120)
-    os.replace(unfinished, file)
+def add_parser(subcommands) -> None:
+    """Declare the subcommand."""
+    parser: argparse.ArgumentParser = subcommands.add_parser(
+        "plot", help="draw the loss curves of runs", description="Draw the loss curves of runs into one PNG file."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder that train wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="file to write, replaced if there")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the picture.
+
+    Raises:
+        CommandError: a folder without metrics, or metrics without losses; a file that cannot be written.
+    """
+    require_extra_train()
+    from megalodon_jax.cli.figures import save_loss_curves
+    from megalodon_jax.training.folder import METRICS
+    from megalodon_jax.training.metrics import read_metrics
+
+    curves = {}
+    for folder in options.runs:
+        if not (folder / METRICS).is_file():
+            raise CommandError(f"{folder} has no {METRICS}; give folders that train wrote")
+        with bad_input():
+            curves[str(folder)] = read_metrics(folder / METRICS)
+        if not any("train_bits" in record or "validation_bits" in record for record in curves[str(folder)]):
+            raise CommandError(f"{folder / METRICS} has no losses yet")
+    with bad_input():
+        save_loss_curves(curves, options.out)
+    print(f"wrote {options.out}")

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from megalodon_jax.checkpoint import save_checkpoint
-from megalodon_jax.cli import compressors, display, loop, plot
+from megalodon_jax.cli import compressors, display, figures, loop
 from megalodon_jax.cli.data import Corpus
 from megalodon_jax.cli.errors import CommandError, bad_input
 from megalodon_jax.model import MegalodonForCausalLM
@@ -50,7 +50,7 @@ def run(
                     saved = f"the checkpoint of step {record.step} is in {out}"
                 history.append(dataclasses.replace(record, model=None))
         with bad_input():
-            plot.save_loss_curve(history, baselines, out / CURVE)
+            figures.save_loss_curve(history, baselines, out / CURVE)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(saved) from None
     return history, baselines

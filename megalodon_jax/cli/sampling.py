@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Array, Int32
 
 from megalodon_jax.inference import generate, generate_stream
-from megalodon_jax.model import MegalodonForCausalLM
+from megalodon_jax.language_model import LanguageModel
 
 EMPTY_PROMPT = b"\n"
 
 
-def stream_bytes(model: MegalodonForCausalLM, prompt: bytes, count: int, seed: int, **drawing) -> Iterator[int]:
+def stream_bytes(model: LanguageModel, prompt: bytes, count: int, seed: int, **drawing) -> Iterator[int]:
     """Draw `count` bytes after `prompt` (a newline if empty), each as soon as it is known.
 
     `drawing` and errors as in `megalodon_jax.inference.sampling.Sampling`.
@@ -23,7 +23,7 @@ def stream_bytes(model: MegalodonForCausalLM, prompt: bytes, count: int, seed: i
     return (int(token[0]) for token in tokens)
 
 
-def draw_bytes(model: MegalodonForCausalLM, prompt: bytes, count: int, seed: int, **drawing) -> Iterator[int]:
+def draw_bytes(model: LanguageModel, prompt: bytes, count: int, seed: int, **drawing) -> Iterator[int]:
     """The same by one compiled loop, known when all are."""
     ids = _ids(prompt)
     tokens, _, _ = generate(model, ids, count, jax.random.key(seed), **drawing)

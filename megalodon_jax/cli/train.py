@@ -1,77 +1,74 @@
-"""`train`: train a byte model on a file."""
+"""`train`: train a model as a config says."""
 
 import argparse
+import signal
 from pathlib import Path
 
-from megalodon_jax.checkpoint import CONFIG, WEIGHTS, holds_checkpoint
-from megalodon_jax.cli import arguments, defaults
-from megalodon_jax.cli.data import load_corpus
 from megalodon_jax.cli.errors import CommandError, bad_input, require_extra_train
-from megalodon_jax.config import MegalodonConfig
+from megalodon_jax.cli.processes import add_processes, connect, prints_once
+
+TERMINATED = 128 + signal.SIGTERM  # what shells report of a process that SIGTERM has ended
 
 
 def add_parser(subcommands) -> None:
     """Declare the subcommand."""
     parser: argparse.ArgumentParser = subcommands.add_parser(
-        "train", help="train a byte model", description="Train a byte model; save a checkpoint and the loss curve."
+        "train",
+        help="train a model",
+        description="Train a model as a config says. SIGTERM or Ctrl-C: finish the step, save, exit code 143 or 130.",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for the checkpoint and the curve"
+        "--config", required=True, metavar="FILE",
+        help="YAML file, or one that comes with the package: megalodon_multichunk_512, llama_512, test",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", metavar="auto|PATH",
+        help="go on from the latest checkpoint in run_dir, if there is one, or from a run or RUN/checkpoints/STEP",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that is in run_dir")
+    add_processes(parser)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="change the config: steps=200 data.path=text.txt model=llama"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is already in --out")
-    parser.add_argument("--steps", type=arguments.positive_int, default=1000, help="updates (default: 1000)")
-    parser.add_argument(
-        "--batch-size", type=arguments.positive_int, default=defaults.BATCH_SIZE,
-        help=f"windows per step (default: {defaults.BATCH_SIZE})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--sequence-length", type=arguments.window, default=defaults.SEQUENCE_LENGTH,
-        help=f"bytes per window (default: {defaults.SEQUENCE_LENGTH})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--learning-rate", type=arguments.positive_float, default=defaults.LEARNING_RATE,
-        help=f"peak rate (default: {defaults.LEARNING_RATE})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="MegalodonConfig as JSON (default: the model of the demo)"
-    )
-    arguments.add_data(parser)
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Train and say where everything is.
+def run(options: argparse.Namespace) -> int:
+    """Train, as one of several processes or alone, and say where everything is; the exit code.
 
     Raises:
-        CommandError: bad input.
+        CommandError: bad input, a folder that cannot be written, or losses that are not finite.
+        KeyboardInterrupt: after Ctrl-C, with where the checkpoint is.
     """
     require_extra_train()
-    from megalodon_jax.cli import loop, run
+    connect(options)
+    with prints_once():
+        return _train(options)
 
-    config = defaults.MODEL if options.config is None else _read_config(options.config)
-    if holds_checkpoint(options.out) and not options.overwrite:
-        raise CommandError(f"--out {options.out} already holds a checkpoint; choose another folder or add --overwrite")
-    corpus = load_corpus(options.data, options.sequence_length)
+
+def _train(options: argparse.Namespace) -> int:
+    from megalodon_jax.cli import display
+    from megalodon_jax.training import config_files, folder, loop
+
     with bad_input():
-        model = defaults.initial_model(config, options.seed)
-    run.prepare(options.out)
-    settings = loop.Options(
-        options.batch_size, options.sequence_length, options.learning_rate, steps=options.steps, seed=options.seed
-    )
-    history, _ = run.run(model, corpus, settings, options.out)
-    print(f"held out {history[0].held_out:.3f} -> {history[-1].held_out:.3f} bits/byte after {options.steps} steps")
-    print("\n".join(f"wrote {options.out / name}" for name in (WEIGHTS, CONFIG, run.CURVE)))
-
-
-def _read_config(path: Path) -> MegalodonConfig:
+        config = config_files.load(options.config, options.overrides)
+        opened, point = loop.open_run(config, resume=options.resume, overwrite=options.overwrite)
+    print(opened.describe())
+    begun = "new run" if point is None else f"going on from step {point.step} of {point.checkpoints}"
+    print(f"{begun} in {config.run_dir}, up to step {config.steps}; compiling", flush=True)
     try:
-        with bad_input():
-            config = MegalodonConfig.from_json(path.read_text(encoding="utf-8"))
-    except (CommandError, TypeError) as error:
-        raise CommandError(f"--config {path}: {error}") from error
-    if (config.vocab_size, config.effective_output_size) != (defaults.VOCABULARY, defaults.VOCABULARY):
-        raise CommandError(
-            f"--config {path}: vocab_size is {config.vocab_size} and output_size {config.output_size}; "
-            f"the tokens are bytes, set vocab_size to {defaults.VOCABULARY} and output_size to -1"
-        )
-    return config
+        with display.training(config.steps, config.data.unit) as show:
+            outcome = loop.run_to_its_end(opened, point, show)
+    except (OSError, loop.Diverged) as error:
+        raise CommandError(str(error)) from error
+    run_folder = Path(config.run_dir)
+    saved = f"the checkpoint of step {outcome.step} is in {run_folder / folder.CHECKPOINTS / str(outcome.step)}"
+    if outcome.ended_by == signal.SIGINT:
+        raise KeyboardInterrupt(saved)
+    if outcome.ended_by == signal.SIGTERM:
+        print(f"terminated; {saved}")
+        return TERMINATED
+    print(f"{outcome.step} steps; the best validation loss is {outcome.best.describe(config.data.unit)}; {saved}")
+    if (run_folder / folder.FINAL).exists():
+        print(f"wrote {run_folder / folder.FINAL}, for python -m megalodon_jax generate")
+    return 0

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
+from megalodon_jax.architectures import abstract_model
 from megalodon_jax.cli.errors import CommandError
 from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.convert.original import CONSOLIDATED
@@ -16,7 +17,6 @@ from megalodon_jax.convert.original_export import original_tensors
 from megalodon_jax.convert.state_dict import HEAD, with_head
 from megalodon_jax.convert.tensors import as_torch
 from megalodon_jax.files import Pending
-from megalodon_jax.model.abstract import abstract_model
 
 BOUND = 1e-4  # a wrong tensor or layout gives about 1; float32 arithmetic 1e-6 in few layers, 1e-5 in many
 _SHORT, _LONG = 48, 1024  # tokens: enough to show a mistake in the weights; what a CPU can do of a large model

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megalodon_jax.architectures import abstract_model
 from megalodon_jax.atomic import new_folder, write_text
 from megalodon_jax.checkpoint import config_file
 from megalodon_jax.comparing import FUNCTION, differences
@@ -28,7 +29,6 @@ from megalodon_jax.convert.shards import INDEX, WEIGHTS, write_pretrained
 from megalodon_jax.convert.sizes import require_fit
 from megalodon_jax.convert.state_dict import with_head
 from megalodon_jax.files import Pending, TensorFile, write
-from megalodon_jax.model.abstract import abstract_model
 
 _HF_SHARD_BYTES = 5_000_000_000
 

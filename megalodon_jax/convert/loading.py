@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from megalodon_jax.architectures import abstract_model
 from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.convert.sizes import require_fit
 from megalodon_jax.convert.tensors import as_numpy, cast, require_finite, require_ordinary
 from megalodon_jax.files import Pending, Signature
 from megalodon_jax.model import MegalodonForCausalLM
-from megalodon_jax.model.abstract import abstract_model
 from megalodon_jax.precision import is_sensitive
 from reference.normalized_rotary import inv_freq
 

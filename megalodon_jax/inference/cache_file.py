@@ -1,8 +1,8 @@
 """The state of a stream in a safetensors file.
 
 Tensors are named after where they are in the cache (`layer_caches.0.attn.k`); complex ones are stored as two. The
-metadata hold the config the cache is of. A cache fits every config that gives the same states: options of training, and
-which tokens begin and end, may differ.
+metadata hold the config the cache is of. A cache fits every config that gives the same states: options of training,
+which tokens begin and end, and what multiplies (`gemm_backend`) may differ.
 """
 
 import os
@@ -21,8 +21,8 @@ from megalodon_jax.types import AttentionCache, EMAState, LayerCache, ModelCache
 
 FORMAT = "megalodon-jax-cache-1"
 _NO_MATTER = {
-    "attention_dropout", "attention_dropout_mode", "bos_token_id", "dropout", "eos_token_id", "hidden_dropout",
-    "init_mode", "max_positions", "scan_layers", "remat", "softmax_dtype", "use_checkpoint",
+    "attention_dropout", "attention_dropout_mode", "bos_token_id", "dropout", "eos_token_id", "gemm_backend",
+    "hidden_dropout", "init_mode", "max_positions", "scan_layers", "remat", "softmax_dtype", "use_checkpoint",
 }  # fmt: skip
 _PARTS = {"attn": AttentionCache, "norm": NormState, "ema": EMAState}
 

@@ -9,20 +9,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from megalodon_jax.inference.generation import Step, begin, check_call, draw, next_draw, resolve_eos, with_bos
 from megalodon_jax.inference.sampling import Sampling, number
-from megalodon_jax.model import MegalodonForCausalLM
+from megalodon_jax.language_model import LanguageModel
 from megalodon_jax.precision import cast_weights
 from megalodon_jax.types import GenerationState, ModelCache
 
 
 def decode_step(
-    model: MegalodonForCausalLM, tokens: Int[Array, " B"], cache: ModelCache, *, checks: bool = False
+    model: LanguageModel, tokens: Int[Array, " B"], cache: ModelCache, *, checks: bool = False
 ) -> tuple[Float[Array, "B V"], ModelCache]:
     """Logits after one more token of each row, and the new cache; compiled.
 
     The given cache is used up, with every array in it: its memory is that of the new one. Weights are cast to
     compute_dtype on every call; for many calls cast them once, by `megalodon_jax.precision.cast_weights`. Values are
     looked at only with `checks`: otherwise token ids are the caller's, and a row gives NaN from where it would pass
-    2^31 - 1 tokens.
+    `config.max_stream_len` tokens.
 
     Raises:
         TypeError: tokens that are no integers.
@@ -45,7 +45,7 @@ def _decode(kept, cache: ModelCache, checks: bool):
 
 
 def generate_stream(
-    model: MegalodonForCausalLM,
+    model: LanguageModel,
     prompt_ids: Int[Array, "B P"],
     max_new_tokens: int,
     key=None,
@@ -83,10 +83,10 @@ def generate_stream(
 
 
 @eqx.filter_jit
-def _first(model: MegalodonForCausalLM, ids, mask, cache, state, key, sampling: Sampling, eos: int | None) -> Step:
+def _first(model: LanguageModel, ids, mask, cache, state, key, sampling: Sampling, eos: int | None) -> Step:
     return draw(begin(model, ids, mask, cache, state), key, sampling, eos)
 
 
 @eqx.filter_jit(donate="all-except-first")
-def _next(model: MegalodonForCausalLM, step: Step, sampling: Sampling, eos: int | None) -> Step:
+def _next(model: LanguageModel, step: Step, sampling: Sampling, eos: int | None) -> Step:
     return next_draw(model, step, sampling, eos)

@@ -14,18 +14,17 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float32, Int, Int32
 
-from megalodon_jax.config import MegalodonConfig
 from megalodon_jax.inference.sampling import Sampling, number
-from megalodon_jax.model import MegalodonForCausalLM
+from megalodon_jax.language_model import LanguageConfig, LanguageModel
 from megalodon_jax.precision import cast_weights
 from megalodon_jax.types import GenerationState, ModelCache
-from megalodon_jax.validation import MOST_TOKENS, check_mask, require_in_range, require_room
+from megalodon_jax.validation import check_mask, require_in_range, require_room
 
 NEVER = -1  # the eos_token_id that ends nothing
 
 
 def generate(
-    model: MegalodonForCausalLM,
+    model: LanguageModel,
     prompt_ids: Int[Array, "B P"],
     max_new_tokens: int,
     key=None,
@@ -67,8 +66,8 @@ def generate(
 
     Raises:
         ValueError: max_new_tokens not positive, no key, no BOS, a prompt not of two dimensions, a row without a token,
-            a stream that would pass 2^31 - 1 tokens, a state beside a cache or a prompt, or an option that `Sampling`
-            or the model rejects.
+            more tokens than `config.max_stream_len` in the stream, a state beside a cache or a prompt, or an option
+            that `Sampling` or the model rejects.
         TypeError: prompt_ids or max_new_tokens not integer, an option or a key of another type than expected.
     """
     attention_mask = check_call(model, prompt_ids, max_new_tokens, attention_mask, cache, state)
@@ -83,7 +82,7 @@ def generate(
 
 @eqx.filter_jit
 def generate_jit(
-    model: MegalodonForCausalLM,
+    model: LanguageModel,
     prompt_ids: Int[Array, "B P"],
     max_new_tokens: int,
     key=None,
@@ -103,6 +102,7 @@ def generate_jit(
     """`generate` without the checks that need concrete values."""
     _require_some(max_new_tokens)
     _check_prompt(prompt_ids)
+    _require_length(model.config, prompt_ids, max_new_tokens, state)
     if return_cache and return_state:
         raise ValueError("return_cache and return_state exclude each other: a state holds its cache")
     eos, sampling = resolve_eos(model.config, eos_token_id), Sampling(temperature, top_k, top_p, min_p)
@@ -131,7 +131,7 @@ def generate_jit(
     return ids, state.cache if return_cache else state, step.key
 
 
-def check_call(model: MegalodonForCausalLM, prompt_ids, max_new_tokens: int, mask, cache, state):
+def check_call(model: LanguageModel, prompt_ids, max_new_tokens: int, mask, cache, state):
     """The mask, after every check of a call that needs concrete values."""
     _require_some(max_new_tokens)
     _check_prompt(prompt_ids)
@@ -140,11 +140,10 @@ def check_call(model: MegalodonForCausalLM, prompt_ids, max_new_tokens: int, mas
     for name, given, kind in (("cache", cache, ModelCache), ("state", state, GenerationState)):
         if given is not None and not isinstance(given, kind):
             raise TypeError(f"{name} must be a {kind.__name__}, got {type(given).__name__}")
-    held, prompt = (cache, max(prompt_ids.shape[-1], 1)) if state is None else (state.cache, 0)
-    if prompt + max_new_tokens > MOST_TOKENS:
-        raise ValueError(f"max_new_tokens {max_new_tokens} would pass 2^31 - 1, the largest position")
+    held = cache if state is None else state.cache
+    more = _require_length(model.config, prompt_ids, max_new_tokens, state)
     if held is not None:
-        require_room(prompt_ids, held, prompt + max_new_tokens, checks=False)
+        require_room(prompt_ids, held, more, checks=False, most=model.config.max_stream_len)
     if mask is not None and not isinstance(mask, Tracer) and not np.asarray(mask).any(axis=-1).all():
         raise ValueError("attention_mask must contain at least one True per batch element.")
     return mask
@@ -167,7 +166,7 @@ class Step(NamedTuple):
     key: jax.Array | None
 
 
-def begin(model: MegalodonForCausalLM, prompt_ids, mask, cache, state: GenerationState | None) -> GenerationState:
+def begin(model: LanguageModel, prompt_ids, mask, cache, state: GenerationState | None) -> GenerationState:
     """The state after the prompt: prefill in one parallel call."""
     config = model.config
     if config.effective_output_size != config.vocab_size:
@@ -198,12 +197,12 @@ def draw(state: GenerationState, key, sampling: Sampling, eos: int | None) -> St
     return Step(token, ~state.finished, state.finished | (token == eos), state.logits, state.cache, key)
 
 
-def next_draw(model: MegalodonForCausalLM, step: Step, sampling: Sampling, eos: int | None) -> Step:
+def next_draw(model: LanguageModel, step: Step, sampling: Sampling, eos: int | None) -> Step:
     """The token after a token."""
     return draw(feed(model, step, eos), step.key, sampling, eos)
 
 
-def feed(model: MegalodonForCausalLM, step: Step, eos: int | None) -> GenerationState:
+def feed(model: LanguageModel, step: Step, eos: int | None) -> GenerationState:
     """The state after the token of a step; rows that had ended stay as they are."""
     if eos is None:
         logits, cache = _last_logits(model, step.token[:, None], None, step.cache)
@@ -213,7 +212,7 @@ def feed(model: MegalodonForCausalLM, step: Step, eos: int | None) -> Generation
     return GenerationState(cache, logits, step.finished)
 
 
-def resolve_eos(config: MegalodonConfig, eos_token_id: int | None) -> int | None:
+def resolve_eos(config: LanguageConfig, eos_token_id: int | None) -> int | None:
     """The token that ends a row, None for none."""
     name, eos = ("config.eos_token_id", config.eos_token_id) if eos_token_id is None else ("eos_token_id", eos_token_id)
     if eos is not None and eos != NEVER and not 0 <= eos < config.vocab_size:
@@ -221,7 +220,7 @@ def resolve_eos(config: MegalodonConfig, eos_token_id: int | None) -> int | None
     return None if eos == NEVER else eos
 
 
-def with_bos(config: MegalodonConfig, prompt_ids, mask, bos_token_id: int | None, cache: ModelCache | None):
+def with_bos(config: LanguageConfig, prompt_ids, mask, bos_token_id: int | None, cache: ModelCache | None):
     """The prompt, or one BOS token for an empty one, and its mask."""
     if prompt_ids.shape[1]:
         return prompt_ids, mask
@@ -255,7 +254,18 @@ def _require_some(max_new_tokens: int) -> None:
         raise ValueError("max_new_tokens must be > 0: there is nothing to generate")
 
 
-def _last_logits(model: MegalodonForCausalLM, ids, mask, cache) -> tuple[Float32[Array, "B V"], ModelCache]:
+def _require_length(config: LanguageConfig, prompt_ids, max_new_tokens: int, state) -> int:
+    """How many tokens this call adds to its stream, or ValueError if they are more than a stream can have."""
+    more = max_new_tokens + (max(prompt_ids.shape[-1], 1) if state is None else 0)
+    if more > config.max_stream_len:
+        raise ValueError(
+            f"max_new_tokens {max_new_tokens}, {more} with the prompt, would pass {config.max_stream_len}, the most "
+            "that a stream of this model has"
+        )
+    return more
+
+
+def _last_logits(model: LanguageModel, ids, mask, cache) -> tuple[Float32[Array, "B V"], ModelCache]:
     """Logits after the last token of each row, and the state there."""
     hidden, cache = model.model(ids, mask, cache, True)
     last = jnp.full(ids.shape[:1], ids.shape[1] - 1, jnp.int32)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from megalodon_jax.config import Variant
+from megalodon_jax.fused_layers import is_fused, layers_of_one
 from megalodon_jax.layers.chunked_attention import ChunkedAttention, attention_multi_chunk, attention_single_chunk
 from megalodon_jax.layers.complex_ema import Coefficients, ComplexEMA
 from megalodon_jax.layers.dropout import dropout, require_dropout_key, split
@@ -147,36 +148,42 @@ class MegalodonAttention(eqx.Module):
         normed = of_operation(normed)
         h_init = None if cache.ema is None else cache.ema.h
         smooth, h = self.cema(normed, h_init, return_cache, mask, segment_ids=ema_segments, coefficients=coefficients)
-        mean = eqx.filter_checkpoint(self.rmsnorm)(of_operation(smooth))
+        mean = self.rmsnorm(of_operation(smooth))
         mean = dropout(mean, self.hidden_dropout, deterministic, mean_key)
 
-        one = x.shape[1] == 1  # whose products may be merged: nothing is copied for a kernel
-        z = self._heads(self._product(self.wz, mean if one else apart(mean, 1)))
+        fused, one = is_fused(self.gemm_backend, x), x.shape[1] == 1
+        base = x if fused and (deterministic or not self.dropout) else None
+        if fused:
+            weights = (self.wz.weight, self.wr.weight, self.wh1.weight)
+            z, opening, begins = layers_of_one(mean, weights, (None, None, self.wh1.bias), (None, None, base))
+        else:  # the products of one token may be merged: nothing is copied for a kernel
+            z, opening = (
+                self._product(layer, mean if one else apart(mean, number))
+                for number, layer in ((1, self.wz), (2, self.wr))
+            )
+            begins = None
         v = self._heads(self._product(self.wv, normed))
-        gate = Gate(
-            self._heads(self._product(self.wr, mean if one else apart(mean, 2))),
-            self._bias(self.wv),
-            self._bias(self.wr),
-        )
+        gate = (self._heads(opening), self._bias(self.wr))
+        opens = fused and (deterministic or not self.hidden_dropout)  # else the gate is the attention's own
         out, attention_cache, position = self.inner.from_projection(
-            z, v, *self._scale_and_shift(), self.norm_eps,
+            self._heads(z), v, self._of_heads(self.gamma), self._of_heads(self.beta), self.norm_eps,
             cache.attn, mask, return_cache, deterministic, attention_key,
-            bias=self._bias(self.wz), gate=gate, segment_ids=segment_ids, position_ids=position_ids,
+            bias=self._bias(self.wz), gate=Gate(self._bias(self.wv), *(() if opens else gate)),
+            segment_ids=segment_ids, position_ids=position_ids,
+            scale_offset=1.0, scale_factor=1.0 / math.sqrt(self.head_dim),
         )  # fmt: skip
-        gated = dropout(of_operation(out).reshape(*out.shape[:2], -1), self.hidden_dropout, deterministic, gate_key)
-        y = self._linear(self.wh1, mean) + self._linear(self.wh2, gated, number=None if one else 3)
-        y = dropout(y, self.dropout, deterministic, out_key) + x
+        out = dropout(of_operation(out).reshape(*out.shape[:2], -1), self.hidden_dropout, deterministic, gate_key)
+        begins = self._linear(self.wh1, mean) if begins is None else begins
+        front = {"gate": opening, "gate_bias": self.wr.bias} if opens else {}
+        y = self._linear(self.wh2, out, residual=begins, number=None if one else 3, **front)
+        y = y if base is not None else dropout(y, self.dropout, deterministic, out_key) + x
         if not return_cache:
             return y, None
         assert h is not None
         return y, LayerCache(attention_cache, norm_state, EMAState(h), position)
 
-    def _scale_and_shift(self) -> tuple[Float32[Array, "2 H K"], Float32[Array, "2 H K"]]:
-        """What makes queries (0) and keys (1) of the normalised projection."""
-        scale, shift = (
-            a.astype(jnp.float32).reshape(2, self.num_heads, self.head_dim) for a in (self.gamma, self.beta)
-        )
-        return (scale + 1.0) / math.sqrt(self.head_dim), shift
+    def _of_heads(self, parameter: Float[Array, "2 Z"]) -> Float32[Array, "2 H K"]:
+        return parameter.astype(jnp.float32).reshape(2, self.num_heads, self.head_dim)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], self.num_heads, -1)
@@ -187,5 +194,5 @@ class MegalodonAttention(eqx.Module):
     def _product(self, layer: eqx.nn.Linear, x: jax.Array) -> jax.Array:
         return matmul_3d_weight(x, layer.weight, self.compute_dtype, self.accum_dtype, self.gemm_backend)
 
-    def _linear(self, layer: eqx.nn.Linear, x: jax.Array, number: int | None = None) -> jax.Array:
-        return linear_3d(layer, x, self.compute_dtype, self.accum_dtype, self.gemm_backend, number=number)
+    def _linear(self, layer: eqx.nn.Linear, x: jax.Array, **options: Any) -> jax.Array:
+        return linear_3d(layer, x, self.compute_dtype, self.accum_dtype, self.gemm_backend, **options)

@@ -175,14 +175,17 @@ class ChunkedAttention(eqx.Module):
         gate: Gate | None = None,
         segment_ids: Int[Array, "B L"] | None = None,
         position_ids: Int[Array, "B L"] | None = None,
+        scale_offset: float = 0.0,
+        scale_factor: float = 1.0,
     ) -> tuple[Float[Array, "B L H V"], AttentionCache | None, Int32[Array, " B"]]:
-        """The same with the queries and keys that `normalized_rotary` makes of z and its bias, and gated if there is a
-        gate; errors as there and above.
+        """The same with the queries and keys that `normalized_rotary` makes of z and its bias, and with what the gate
+        says of v and of the result; errors as there and above.
         """
         positions = self._positions(z.shape[1], cache, return_cache, segment_ids, position_ids)
         q, k = normalized_rotary(
             z, scale, shift, bias,
             positions=positions, eps=norm_eps, base=self.rotary.base, interleaved=self.rotary.interleaved,
+            scale_offset=scale_offset, scale_factor=scale_factor,
         )  # fmt: skip
         q, k = of_operation(q), of_operation(k)
         return self._attend(q, k, v, gate, cache, mask, return_cache, deterministic, key, segment_ids)
@@ -204,7 +207,7 @@ class ChunkedAttention(eqx.Module):
         attend = partial(
             chunked_attention, q, k, v, chunk_size=self.chunk_size, mask=mask, softmax_dtype=self.accum_dtype,
             dropout_rate=0.0 if deterministic else self.attention_dropout, dropout_key=key,
-            dropout_mode=self.dropout_mode, **({} if gate is None else gate._asdict()),
+            dropout_mode=self.dropout_mode, **({} if gate is None else {"v_activation": "silu", **gate._asdict()}),
         )  # fmt: skip
         if cache is None and not return_cache:
             return attend(segment_ids=segment_ids), None, lengths
@@ -233,7 +236,7 @@ class ChunkedAttention(eqx.Module):
             out = attend_newest(q, *((cache, (k, v)) if one_row else (new_cache, None)), **other)
         else:
             out = attend_cached(q, k, v, cache, lengths=lengths, **other)
-        out = out if gate is None else gated(out, gate.gate, gate.gate_bias)
+        out = out if gate is None or gate.gate is None else gated(out, gate.gate, gate.gate_bias)
         return out, new_cache if return_cache else None, new_cache.count
 
 

@@ -60,18 +60,20 @@ class ComplexEMA(eqx.Module):
 
     def _coeffs(self) -> Coefficients:
         """In float32 / complex64 whatever the dtype of the parameters."""
-        return self._formed(*self._parameters())
+        alpha, delta, theta, *gamma = self._parameters()
+        return self._formed(alpha, delta, jax.nn.sigmoid(theta), *gamma)
 
     def _parameters(self) -> tuple[Float32[Array, "..."], ...]:
         """What coefficients are made of."""
         arrays = (self.alpha, self.delta, self.theta, self.gamma_real, self.gamma_imag)
         return tuple(a.astype(jnp.float32) for a in arrays)
 
-    def _formed(self, alpha, delta, theta, gamma_real, gamma_imag) -> Coefficients:
-        alpha, delta, theta = alpha[..., 0], delta[..., 0], theta[..., 0]
+    def _formed(self, alpha, delta, frequency, gamma_real, gamma_imag) -> Coefficients:
+        """From parameters, and sigmoid(theta) for theta."""
+        alpha, delta, frequency = alpha[..., 0], delta[..., 0], frequency[..., 0]
         a, d = jax.nn.sigmoid(alpha), jax.nn.sigmoid(delta)
         wavelet = jnp.arange(1, self.ndim + 1, dtype=jnp.float32)
-        phi = wavelet * jax.nn.sigmoid(theta) * (2.0 * math.pi / self.ndim)
+        phi = wavelet * frequency * (2.0 * math.pi / self.ndim)
         radius = 1.0 - a * d
         q = lax.complex(radius * jnp.cos(phi), radius * jnp.sin(phi))
         return Coefficients(a, q, lax.complex(gamma_real * self.scale, gamma_imag * self.scale))
@@ -99,8 +101,15 @@ class ComplexEMA(eqx.Module):
 
 def stacked_coefficients(layers: Sequence[ComplexEMA]) -> Coefficients:
     """Those of layers of one shape, formed together: a few kernels in all instead of a few for each layer."""
-    parameters = zip(*(layer._parameters() for layer in layers), strict=True)
-    return jax.vmap(layers[0]._formed)(*(jnp.stack(group) for group in parameters))
+
+    @jax.checkpoint
+    def formed(parameters) -> Coefficients:
+        alpha, delta, theta, *gamma = map(jnp.stack, zip(*parameters, strict=True))
+        # Mere slices of the gradient of theta would be a kernel for each layer; a sigmoid's are all in one.
+        stacked = lax.optimization_barrier((alpha, delta, jax.nn.sigmoid(theta), *gamma))
+        return jax.vmap(layers[0]._formed)(*stacked)
+
+    return formed([layer._parameters() for layer in layers])
 
 
 def each_layer(stacked: Coefficients) -> list[Coefficients]:

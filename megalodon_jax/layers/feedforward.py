@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from megalodon_jax.config import Variant
+from megalodon_jax.fused_layers import is_fused, layers_of_one
 from megalodon_jax.layers.dropout import dropout, require_dropout_key, split
 from megalodon_jax.layers.norms import BatchedLayerNorm
 from megalodon_jax.ops import linear_3d, matmul_3d_weight
@@ -97,22 +98,39 @@ class NormalizedFFN(eqx.Module):
         hidden_key, out_key = split(key, 2)
         x = x.astype(self.compute_dtype)
         residual = x if residual_base is None else residual_base.astype(self.compute_dtype)
-        normed = eqx.filter_checkpoint(self.norm)(x)
-        opening = matmul_3d_weight(normed, self.fc1.weight, self.compute_dtype, self.accum_dtype, self.gemm_backend)
-        other = None if self.fc3 is None else self._linear(self.fc3, normed)
-        out = eqx.filter_checkpoint(NormalizedFFN._project)(self, opening, other, deterministic, hidden_key)
-        out = dropout(out, self.dropout, deterministic, out_key)
+        normed = self.norm(x)
+        other = None
+        if self.fc3 is None:
+            opening = self._product(self.fc1, normed)
+        elif is_fused(self.gemm_backend, x):
+            weights = (self.fc1.weight, self.fc3.weight)
+            opening, other = layers_of_one(normed, weights, (None, self.fc3.bias))
+        else:
+            opening, other = self._product(self.fc1, normed), self._linear(self.fc3, normed)
         own = self.alpha if self.rescale is None else self.rescale
         scale = own if scale is None else scale
+        ends = is_fused(self.gemm_backend, x) and scale is None and (deterministic or not self.dropout)
+        base = residual if ends else None
+        out = eqx.filter_checkpoint(NormalizedFFN._project)(self, opening, other, base, deterministic, hidden_key)
+        if ends:
+            return out
+        out = dropout(out, self.dropout, deterministic, out_key)
         if scale is not None:
             out = out * jnp.asarray(scale, out.dtype)
         return residual + out
 
-    def _project(self, opening, other, deterministic: bool, key):
+    def _project(self, opening, other, residual, deterministic: bool, key):
         """fc2 of the hidden units: made again in the backward, of what they are made of, instead of kept beside it."""
         bias = self.fc1.bias
-        hidden = activated(opening, bias) if other is None else gated(other, opening, bias)
-        return self._linear(self.fc2, dropout(hidden, self.hidden_dropout, deterministic, key))
+        if not deterministic and self.hidden_dropout:
+            hidden = activated(opening, bias) if other is None else gated(other, opening, bias)
+            return self._linear(self.fc2, dropout(hidden, self.hidden_dropout, False, key), residual=residual)
+        if other is None:
+            return self._linear(self.fc2, opening, x_bias=bias, activation="silu", residual=residual)
+        return self._linear(self.fc2, other, gate=opening, gate_bias=bias, residual=residual)
 
-    def _linear(self, layer: eqx.nn.Linear, x: jax.Array) -> jax.Array:
-        return linear_3d(layer, x, self.compute_dtype, self.accum_dtype, self.gemm_backend)
+    def _product(self, layer: eqx.nn.Linear, x: jax.Array) -> jax.Array:
+        return matmul_3d_weight(x, layer.weight, self.compute_dtype, self.accum_dtype, self.gemm_backend)
+
+    def _linear(self, layer: eqx.nn.Linear, x: jax.Array, **options) -> jax.Array:
+        return linear_3d(layer, x, self.compute_dtype, self.accum_dtype, self.gemm_backend, **options)

@@ -3,13 +3,14 @@
     RMSNorm           y = x / sqrt(mean(x^2) + eps) * (1 + gamma)
     BatchedLayerNorm  y = (x - mean) / sqrt(var + eps) * weight + bias     (1 + weight if stored minus one)
 
-Statistics in float32; the normalised value is rounded to the input dtype before the affine map.
+In float32, rounded once; nothing but x and the parameters is kept for the backward (`pallas_kernels.feature_norm`).
 """
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
+
+from pallas_kernels import feature_norm
 
 
 class RMSNorm(eqx.Module):
@@ -25,8 +26,7 @@ class RMSNorm(eqx.Module):
         self.gamma = jnp.zeros(dim, jnp.float32) if affine else None
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        y = rms_normalize(x, self.eps).astype(x.dtype)
-        return y if self.gamma is None else y * (self.gamma + 1.0).astype(x.dtype)
+        return _norm(x, self.gamma, None, centred=False, minus_one=True, eps=self.eps)
 
 
 class BatchedLayerNorm(eqx.Module):
@@ -45,15 +45,10 @@ class BatchedLayerNorm(eqx.Module):
         self.bias = jnp.zeros(dim, jnp.float32) if affine else None
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        centred = x.astype(jnp.float32) - jnp.mean(x.astype(jnp.float32), -1, keepdims=True)
-        y = rms_normalize(centred, self.eps).astype(x.dtype)
-        if self.weight is None or self.bias is None:
-            return y
-        gain = self.weight + 1.0 if self.minus_one else self.weight
-        return y * gain.astype(x.dtype) + self.bias.astype(x.dtype)
+        return _norm(x, self.weight, self.bias, centred=True, minus_one=self.minus_one, eps=self.eps)
 
 
-def rms_normalize(x: Float[Array, "*batch D"], eps: float) -> Float32[Array, "*batch D"]:
-    """x / sqrt(mean(x^2) + eps) over the last axis, in float32."""
-    x = x.astype(jnp.float32)
-    return x * lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + eps)
+def _norm(x: Float[Array, "*batch D"], *parameters, **options) -> Float[Array, "*batch D"]:
+    length = x.shape[-2] if x.ndim > 1 else 1
+    weight, bias = (None if p is None else p.astype(jnp.float32) for p in parameters)
+    return feature_norm(x.reshape(-1, length, x.shape[-1]), weight, bias, **options).reshape(x.shape)

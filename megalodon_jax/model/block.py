@@ -5,6 +5,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from megalodon_jax.config import MegalodonConfig
+from megalodon_jax.fused_layers import is_fused, with_rounded_weights
 from megalodon_jax.layers.attention import MegalodonAttention
 from megalodon_jax.layers.complex_ema import Coefficients
 from megalodon_jax.layers.dropout import split
@@ -67,8 +68,11 @@ class MegalodonBlock(eqx.Module):
         model moves them there.
         """
         attention_key, ffn_key = split(key, 2)
-        middle, new_cache = self.attn(
+        attn, ffn = self.attn, self.ffn
+        if is_fused(attn.gemm_backend, x):
+            attn, ffn = with_rounded_weights((attn, ffn), attn.compute_dtype)
+        middle, new_cache = attn(
             x, cache, mask, return_cache, deterministic, attention_key,
             segment_ids=segment_ids, position_ids=position_ids, coefficients=coefficients,
         )  # fmt: skip
-        return self.ffn(middle, x, deterministic, ffn_key, scale=scale), new_cache
+        return ffn(middle, x, deterministic, ffn_key, scale=scale), new_cache

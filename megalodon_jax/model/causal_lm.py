@@ -90,6 +90,7 @@ class MegalodonForCausalLM(eqx.Module):
         reduction: losses.Reduction = "mean",
         return_valid_count: Literal[False] = False,
         loss_chunk_size: int | None = None,
+        shift: bool = True,
         checks: bool = False,
     ) -> Array: ...
     @overload
@@ -107,6 +108,7 @@ class MegalodonForCausalLM(eqx.Module):
         reduction: losses.Reduction = "mean",
         return_valid_count: Literal[True],
         loss_chunk_size: int | None = None,
+        shift: bool = True,
         checks: bool = False,
     ) -> tuple[Array, Array]: ...
     def compute_loss(
@@ -123,26 +125,32 @@ class MegalodonForCausalLM(eqx.Module):
         reduction: losses.Reduction = "mean",
         return_valid_count: bool = False,
         loss_chunk_size: int | None = None,
+        shift: bool = True,
         checks: bool = False,
     ) -> Float[Array, "..."] | tuple[Float[Array, "..."], Int32[Array, ""]]:
         """Next-token cross-entropy in softmax_dtype; `labels` are the ids themselves, the shift happens here.
 
+        With `shift=False` labels[t] is the target of position t already: of windows of L+1 tokens the first L go in and
+        the last L are predicted. What does not count is then for the labels to say.
+
         Args:
             input_ids: as in the call.
-            labels: targets, same shape as input_ids; position t is predicted from position t-1.
-            attention_mask: targets at masked positions do not count.
+            labels: targets, same shape as input_ids; position t is predicted from position t-1 (`shift=False`: from t).
+            attention_mask: targets at masked positions do not count (`shift=False`: targets of masked positions).
             ignore_index: targets of this value do not count.
             deterministic: False turns dropout on.
             key: PRNG key for dropout.
-            segment_ids: packed documents; targets that start a document, or are padding, do not count.
+            segment_ids: packed documents; targets that start a document, or are padding, do not count (`shift=False`:
+                those of padding; at the end of a document give the label that ends it, or ignore_index).
             position_ids: as in the call.
-            reduction: "mean" over the targets that count (0 if there is none), "sum", or "none": [B, L-1] with zeros
-                where a target does not count.
+            reduction: "mean" over the targets that count (0 if there is none), "sum", or "none": [B, L-1], [B, L]
+                without shift, with zeros where a target does not count.
             return_valid_count: also return how many targets count.
             loss_chunk_size: form logits for at most so many tokens at a time, never [B, L, V]; "mean" and "sum" form
                 the gradient with them, "none" forms them again in the backward. None: all logits at once up to
-                `loss.LARGEST_WHOLE` of them, chunks of `loss.CHUNK` tokens beyond. Forward mode and second
-                derivatives need all at once, or "none", and float32 compute.
+                `loss.LARGEST_WHOLE` of them, chunks of `loss.CHUNK` (fused `loss.FUSED_CHUNK`) tokens beyond. Forward
+                mode and second derivatives need all at once, or "none", float32 compute, and no kernels.
+            shift: are `labels` the input ids themselves?
             checks: as in the call.
 
         Raises:
@@ -160,20 +168,23 @@ class MegalodonForCausalLM(eqx.Module):
             input_ids, attention_mask, None, False, deterministic, key,
             segment_ids=segment_ids, position_ids=position_ids, checks=checks,
         )  # fmt: skip
-        targets = labels[:, 1:].astype(jnp.int32)
-        valid = losses.valid_targets(targets, ignore_index, attention_mask, segment_ids)
+        targets = (labels[:, 1:] if shift else labels).astype(jnp.int32)
+        valid = losses.valid_targets(targets, ignore_index, attention_mask, segment_ids, shift)
         targets = require_in_range("labels", jnp.where(valid, targets, 0), self.config.effective_output_size, checks)
         dtype: Any = self.config.softmax_dtype
-        chunk = losses.chunk_rows(targets.size, self.config.effective_output_size, loss_chunk_size)
+        fused = self.config.gemm_backend == "fused" and reduction != "none"
+        chunk = losses.chunk_rows(targets.size, self.config.effective_output_size, loss_chunk_size, fused)
         if chunk is None:
-            per_token = losses.token_losses(self._head()(hidden[:, :-1]), targets, dtype)
+            per_token = losses.token_losses(self._head()(hidden[:, :-1] if shift else hidden), targets, dtype)
             loss = losses.reduce_losses(per_token, valid, reduction)
         elif reduction == "none":
-            per_token = losses.chunked_token_losses(self._head(), hidden[:, :-1], targets, chunk, dtype)
+            hidden = hidden[:, :-1] if shift else hidden
+            per_token = losses.chunked_token_losses(self._head(), hidden, targets, chunk, dtype)
             loss = losses.reduce_losses(per_token, valid, reduction)
         else:
-            # The last token predicts nothing: a factor of 0 costs less than a copy of the hidden states without it.
-            targets, factors = (jnp.pad(a, ((0, 0), (0, 1))) for a in (targets, losses.loss_factors(valid, reduction)))
-            total = weighted_loss(hidden, self._head_weight(), targets, factors, chunk, self.config.accum_dtype)
+            factors = losses.loss_factors(valid, reduction)
+            if shift:  # the last token predicts nothing: a factor of 0 costs less than a copy of `hidden` without it
+                targets, factors = (jnp.pad(a, ((0, 0), (0, 1))) for a in (targets, factors))
+            total = weighted_loss(hidden, self._head_weight(), targets, factors, chunk, self.config.accum_dtype, fused)
             loss = jnp.asarray(total).astype(dtype)
         return (loss, jnp.sum(valid, dtype=jnp.int32)) if return_valid_count else loss

@@ -7,6 +7,7 @@ sizes that are no power of two are masks, not padded copies.
 import contextlib
 import importlib
 import re
+import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import _known_bad
 from pallas_kernels._architecture import Architecture, architecture
 from pallas_kernels._settings import Settings
 from pallas_kernels._tiles import AnyTiles, Plan
@@ -37,7 +39,7 @@ warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", Dep
 def refuse(settings: Settings, x) -> str | None:
     """Why no compiled kernel can run for these settings and this input, or None."""
     found = architecture(settings)
-    return found if isinstance(found, str) else refuse_interpreted(settings, x)
+    return found if isinstance(found, str) else _known_bad.refuse(found.name) or refuse_interpreted(settings, x)
 
 
 def refuse_interpreted(settings: Settings, x) -> str | None:
@@ -55,11 +57,14 @@ def launch(
     outputs: Mapping[str, jax.ShapeDtypeStruct | None],
     tiles: AnyTiles,
     plan: Plan,
+    *,
+    aliases: Mapping[str, str] = types.MappingProxyType({}),
 ) -> SimpleNamespace:
     """Run `kernel` on every cell of the grid.
 
     The kernel gets one namespace with a ref for every input and output, by name, None where the input or output is
-    None. Returns the outputs the same way.
+    None. Returns the outputs the same way. `aliases` names the input whose memory an output is written to: a program
+    may only read there what it is to write itself.
     """
     present = {key: array for key, array in inputs.items() if array is not None}
     wanted = {key: shape for key, shape in outputs.items() if shape is not None}
@@ -75,6 +80,7 @@ def launch(
         grid=tuple(grid),
         out_shape=tuple(wanted.values()),
         interpret=plan.interpret,
+        input_output_aliases={list(present).index(given): list(wanted).index(out) for out, given in aliases.items()},
         compiler_params=plt.CompilerParams(num_warps=tiles.num_warps, num_stages=tiles.num_stages),
     )
     with _abstract_device(plan), jax.enable_x64(False):  # indices are 32-bit whatever the caller's default is

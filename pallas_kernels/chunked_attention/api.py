@@ -2,7 +2,7 @@ r"""Public entry of chunked_attention: contract, validation, implementations.
 
 o[i] = sum_j softmax_j(q[i] . k[j]) v[j]    over the keys j <= i of i's own chunk, cached ones included
 
-With a gate  o[i] silu(gate[i] + gate_bias),  where v[j] is silu(v[j] + v_bias)
+With a gate  o[i] silu(gate[i] + gate_bias),  with an activation  silu(v[j] + v_bias) for v[j]
 """
 
 from typing import Literal
@@ -30,8 +30,9 @@ def chunked_attention(
     cached_k: Float[Array, "B S H K"] | None = None,
     cached_v: Float[Array, "B S H V"] | None = None,
     cached_length: Int[Array, " B"] | None = None,
-    gate: Float[Array, "B L H V"] | None = None,
+    v_activation: Literal["silu"] | None = None,
     v_bias: Float32[Array, "H V"] | None = None,
+    gate: Float[Array, "B L H V"] | None = None,
     gate_bias: Float32[Array, "H V"] | None = None,
     precision: Literal["tf32"] | None = None,
     softmax_dtype: DTypeLike = jnp.float32,
@@ -55,10 +56,10 @@ def chunked_attention(
             cut off there): the first cached_length tokens of the first chunk, which ends chunk_size - cached_length
             tokens into this call. The first run continues it, later runs do not. Gradients with a cache are those of
             the reference.
-        gate, v_bias, gate_bias: gated attention, with no pass over memory for SiLU, gate and biases: with `gate`,
-            values are silu(v + v_bias) and the result is times silu(gate + gate_bias), formed in float32. `cached_v`
-            holds values, not what they are made of. A gate that is NaN makes its own result NaN, and gradients of what
-            that is made of, for a query without an allowed key too.
+        v_activation, v_bias: "silu": values are silu(v + v_bias), formed in float32, with no pass over memory for it.
+            `cached_v` holds values, not what they are made of.
+        gate, gate_bias: the result is times silu(gate + gate_bias), likewise. A gate that is NaN makes its own result
+            NaN, and gradients of what that is made of, for a query without an allowed key too.
         precision: None: float32 products are float32. "tf32": let float32 inputs use TF32 tensor cores.
         softmax_dtype: of scores, softmax and sums; other than float32 on implementation "xla" alone.
         dropout_rate, dropout_key: probability with which a softmax weight is dropped, and what draws it (needed unless
@@ -71,8 +72,9 @@ def chunked_attention(
         o in q.dtype.
 
     Raises:
-        ValueError: wrong shape, chunk_size not positive, part of a cache, a bias without a gate, cached_length out of
-            range, unknown precision, dropout_mode or implementation, dropout_rate outside [0, 1] or without a key.
+        ValueError: wrong shape, chunk_size not positive, part of a cache, v_bias without v_activation or gate_bias
+            without gate, cached_length out of range, unknown v_activation, precision, dropout_mode or implementation,
+            dropout_rate outside [0, 1] or without a key.
         TypeError: wrong dtype, or q, k, v of different dtypes; float16 is refused.
         KernelUnavailable: a named implementation cannot run.
     """
@@ -80,7 +82,7 @@ def chunked_attention(
         q, k, v,
         chunk_size=chunk_size, mask=mask, segment_ids=segment_ids,
         cached_k=cached_k, cached_v=cached_v, cached_length=cached_length,
-        gate=gate, v_bias=v_bias, gate_bias=gate_bias,
+        v_activation=v_activation, v_bias=v_bias, gate=gate, gate_bias=gate_bias,
         precision=precision, softmax_dtype=softmax_dtype, dropout_rate=dropout_rate, dropout_key=dropout_key,
         dropout_mode=dropout_mode, implementation=implementation,
     )  # fmt: skip
@@ -88,7 +90,7 @@ def chunked_attention(
 
 def _check(
     q, k, v, *, chunk_size, mask=None, segment_ids=None, cached_k=None, cached_v=None, cached_length=None,
-    gate=None, v_bias=None, gate_bias=None,
+    v_activation=None, v_bias=None, gate=None, gate_bias=None,
     precision=None, softmax_dtype=jnp.float32, dropout_rate=0.0, dropout_key=None, dropout_mode="post_softmax",
 ):  # fmt: skip
     op, sizes = "chunked_attention", {}
@@ -107,9 +109,12 @@ def _check(
     checks.check_tokens(op, mask, segment_ids, sizes)
     if gate is not None:
         checks.check_array(op, "gate", gate, ("B", "L", "H", "V"), (q.dtype,), sizes)
-    for name, bias in (("v_bias", v_bias), ("gate_bias", gate_bias)):
-        if bias is not None and gate is None:
-            raise ValueError(f"{op}: {name} is for gated attention; give gate too, or add it beforehand.")
+    checks.check_choice(op, "v_activation", v_activation, (None, "silu"))
+    for name, bias, of, what in (
+        ("v_bias", v_bias, "v_activation", v_activation), ("gate_bias", gate_bias, "gate", gate),
+    ):  # fmt: skip
+        if bias is not None and what is None:
+            raise ValueError(f"{op}: {name} goes with {of}; give that too, or add it beforehand.")
         if bias is not None:
             checks.check_array(op, name, bias, ("H", "V"), checks.FLOAT32, sizes)
     cache = {"cached_k": cached_k, "cached_v": cached_v, "cached_length": cached_length}

@@ -24,16 +24,16 @@ S = jax.ShapeDtypeStruct
 
 def forward(plan: Plan, problem: Problem, arrays: Arrays, tokens: Tokens, *, save: bool):
     """o, and with `save` o in front of the gate (None without one) and the log-sum-exp [B, H, L] of the scores."""
-    gated, activate = arrays.gate is not None, problem.chunk_size <= LONGEST_TO_ACTIVATE
-    if gated and not activate:
+    activate = problem.activated and problem.chunk_size <= LONGEST_TO_ACTIVATE
+    if problem.activated and not activate:
         arrays = arrays._replace(v=activated(arrays.v, arrays.v_bias))
     o = S(arrays.v.shape, arrays.q.dtype)
     outputs = {
         "o": o,
-        "before": o if gated and save else None,
+        "before": o if arrays.gate is not None and save else None,
         "lse": S((problem.batch, problem.heads, problem.length), jnp.float32) if save else None,
     }
-    kernel = partial(triton_forward, dot=backend.matrix_product(plan, problem.precision), activate=gated and activate)
+    kernel = partial(triton_forward, dot=backend.matrix_product(plan, problem.precision), activate=activate)
     done = _launch(kernel, FORWARD, plan, problem, {**arrays._asdict(), **tokens._asdict()}, outputs)
     return done.o, done.before, done.lse
 
@@ -45,14 +45,16 @@ def backward(plan: Plan, problem: Problem, arrays: Arrays, tokens: Tokens, o, ls
         delta = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), axis=-1).transpose(0, 2, 1)
     else:
         do, delta, dgate, dgate_bias = _gate(plan, problem, arrays, o, do)
+    if problem.activated:
         raw, _ = jax.lax.optimization_barrier((arrays.v, do))  # values are made now, not kept from the forward on
         arrays = arrays._replace(v=activated(raw, arrays.v_bias))
     inputs = {**arrays._asdict(), "do": do, "lse": lse, "delta": delta, "raw": raw, **tokens._asdict()}
+    of_scores = {name: inputs[name] for name in ("q", "k", "v", "do", "lse", "delta", *Tokens._fields)}
     dot, barrier = backend.matrix_product(plan, problem.precision), backend.barrier(plan)
     dq, dk = (
         getattr(
             _launch(
-                partial(kernel, dot=dot, barrier=barrier), name, plan, problem, inputs,
+                partial(kernel, dot=dot, barrier=barrier), name, plan, problem, of_scores,
                 {output: S(like.shape, like.dtype), "sum": S(like.shape, jnp.float32)},  # a sum that it works with
             ),
             output,
@@ -63,7 +65,8 @@ def backward(plan: Plan, problem: Problem, arrays: Arrays, tokens: Tokens, o, ls
         )
     )  # fmt: skip
     outputs = {"dv": S(arrays.v.shape, arrays.v.dtype), "dv_bias": _sums(plan[DV].block_k, problem, arrays.v_bias)}
-    done = _launch(partial(triton_backward.dv, dot=dot), DV, plan, problem, inputs, outputs)
+    of_values = {name: inputs[name] for name in ("q", "k", "v_bias", "do", "lse", "raw", *Tokens._fields)}
+    done = _launch(partial(triton_backward.dv, dot=dot), DV, plan, problem, of_values, outputs)
     dv_bias = None if done.dv_bias is None else jnp.sum(done.dv_bias, axis=(0, 1))
     return Arrays(dq, dk, done.dv, gate=dgate, v_bias=dv_bias, gate_bias=dgate_bias)
 

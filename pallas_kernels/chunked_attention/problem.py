@@ -25,6 +25,7 @@ class Problem:
     depth: int
     width: int
     chunk_size: int
+    activated: bool  # values are made of v by SiLU
     precision: str | None
 
 

@@ -16,7 +16,8 @@ class Spec:
     Attributes:
         depth: head dim of q and k.
         width: head dim of v.
-        gated: with gate and biases.
+        activated: values are made of v and its bias.
+        gated: and there is a gate with its bias.
         cached: room for so many keys from before; how many there are differs from row to row.
         scale: standard deviation of the queries: with a large one softmax picks single keys.
         tiles: launch shape of all kernels in place of the heuristic's, so that a short sequence has several blocks.
@@ -33,6 +34,7 @@ class Spec:
     mask: bool = False
     segments: bool = False
     cached: int | None = None
+    activated: bool = False
     gated: bool = False
     scale: float = 0.5
     tiles: AttentionTiles | None = None
@@ -49,9 +51,10 @@ class Spec:
             found["mask"] = S((B, L), jnp.bool_)
         if self.segments:
             found["segment_ids"] = S((B, L), jnp.int32)
+        if self.activated or self.gated:
+            found["v_bias"] = S((H, self.width), jnp.float32)
         if self.gated:
-            found["gate"] = wide
-            found["v_bias"] = found["gate_bias"] = S((H, self.width), jnp.float32)
+            found |= {"gate": wide, "gate_bias": found["v_bias"]}
         if self.cached:
             found["cached_k"] = S((B, self.cached, H, self.depth), self.dtype)
             found["cached_v"] = S((B, self.cached, H, self.width), self.dtype)
@@ -85,6 +88,7 @@ PARITY = (
     Spec("continued, heuristic tiles", 3, 5, 1, 64, 160, 128, cached=128),
     Spec("bfloat16", 2, 77, 2, 32, 48, 40, dtype=_BF16, tiles=_TALL),
     Spec("bfloat16, packed", 2, 90, 1, 24, 40, 16, dtype=_BF16, mask=True, segments=True, tiles=_SQUARE),
+    Spec("activated", 2, 61, 2, 20, 40, 24, activated=True, tiles=_SQUARE),
     Spec("gated", 2, 61, 2, 20, 40, 24, gated=True, tiles=_SQUARE),
     Spec("gated, masked", 3, 61, 2, 20, 40, 24, mask=True, gated=True, tiles=_TALL),
     Spec("gated, packed", 2, 90, 1, 20, 40, 16, segments=True, gated=True, tiles=_SQUARE),
@@ -102,6 +106,7 @@ HEADLINE = Spec("headline", 8, 4096, 1, 256, 2048, 2048, dtype=_BF16)
 PRESETS = (
     HEADLINE,
     Spec("headline, gated", 8, 4096, 1, 256, 2048, 2048, dtype=_BF16, gated=True),
+    Spec("chunks of 256, activated", 8, 2048, 1, 256, 2048, 256, dtype=_BF16, activated=True),
     Spec("chunks of 256, gated", 8, 2048, 1, 256, 2048, 256, dtype=_BF16, gated=True),
     Spec("headline, float32", 8, 4096, 1, 256, 2048, 2048),
     Spec("headline, masked", 8, 4096, 1, 256, 2048, 2048, dtype=_BF16, mask=True),

@@ -10,7 +10,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 
 from pallas_kernels._architecture import Architecture
-from pallas_kernels._tiles import AttentionTiles, Launch, next_power_of_two, too_many
+from pallas_kernels._tiles import AttentionTiles, next_power_of_two, too_many
 from pallas_kernels._tuning import choose
 from pallas_kernels.chunked_attention.launch import DK, DQ, DV, FORWARD, GATE
 from pallas_kernels.chunked_attention.problem import SMALLEST
@@ -88,8 +88,8 @@ def refuse(q, k, v, *, softmax_dtype=jnp.float32, dropout_rate=0.0, **kwargs) ->
 
 
 def launches(
-    gpu: Architecture, q, k, v, *, chunk_size: int, mask=None, segment_ids=None, cached_k=None, gate=None,
-    precision=None, **kwargs,
+    gpu: Architecture, q, k, v, *, chunk_size: int, mask=None, segment_ids=None, cached_k=None, v_activation=None,
+    gate=None, precision=None, **kwargs,
 ):  # fmt: skip
     """Every kernel with its tiles; with a cache there is the forward alone."""
     batch, length, heads, depth = q.shape
@@ -98,7 +98,7 @@ def launches(
         "batch": batch, "length": length, "heads": heads, "depth": depth, "width": v.shape[3], "chunk": chunk_size,
         "dtype": q.dtype.name, "masked": int(mask is not None), "packed": int(segment_ids is not None),
         "cached": slots, "precision": precision or "float32",
-        **({} if gate is None else {"gated": 1}),
+        **({} if v_activation is None else {"v_activation": v_activation}), **({} if gate is None else {"gated": 1}),
     }  # fmt: skip
     uneven = length % LONGEST or chunk_size % LONGEST or any(next_power_of_two(n) != n for n in (depth, v.shape[3]))
     bfloat16 = _BFLOAT16 if mask is None and segment_ids is None and not uneven else _BFLOAT16 | _MASKED
@@ -106,7 +106,7 @@ def launches(
     for name in names[: 1 if slots else None]:
         large = _GATE if name == GATE else bfloat16[name][gpu.name] if q.dtype.itemsize == 2 else _FLOAT32[name]
         tiles = _fitting(large, length, max(length, slots), depth, v.shape[3])
-        found.append(Launch(name, *choose(name, gpu.name, shape, tiles, _take_all)))
+        found.append(choose(name, gpu.name, shape, tiles, _take_all))
     return tuple(found)
 
 

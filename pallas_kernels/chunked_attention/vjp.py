@@ -42,11 +42,11 @@ class Residuals(NamedTuple):
 
 def chunked_attention(
     plan, q, k, v, *, chunk_size, mask=None, segment_ids=None, cached_k=None, cached_v=None, cached_length=None,
-    gate=None, v_bias=None, gate_bias=None, precision=None, **refused,
+    v_activation=None, v_bias=None, gate=None, gate_bias=None, precision=None, **refused,
 ):  # fmt: skip
     """chunked_attention by Triton kernels; arguments as in the public op, `refused` those that `tiles.refuse` does."""
     batch, length, heads, depth = q.shape
-    problem = Problem(batch, length, heads, depth, v.shape[3], chunk_size, precision)
+    problem = Problem(batch, length, heads, depth, v.shape[3], chunk_size, v_activation is not None, precision)
     with explain_forward_mode("chunked_attention"):
         arrays = Arrays(q, k, v, cached_k, cached_v, gate, v_bias, gate_bias)
         integers = Integers(mask, segment_ids, cached_length)
@@ -111,8 +111,9 @@ def _tokens(problem: Problem, arrays: Arrays, integers: Integers) -> Tokens:
 def _reference(call: Call[Problem], arrays: Arrays, integers: Integers) -> Array:
     problem = call.problem
     return reference.chunked_attention(
-        **arrays._asdict(), **integers._asdict(), chunk_size=problem.chunk_size, precision=problem.precision
-    )
+        **arrays._asdict(), **integers._asdict(), chunk_size=problem.chunk_size, precision=problem.precision,
+        v_activation="silu" if problem.activated else None,
+    )  # fmt: skip
 
 
 def _reference_forward(call: Call[Problem], arrays: Arrays, integers: Integers, *, save: bool = False):

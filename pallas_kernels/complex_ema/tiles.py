@@ -14,7 +14,7 @@ The forward of a call that is differentiated takes the chunks of the backward, w
 import jax.numpy as jnp
 
 from pallas_kernels._architecture import Architecture
-from pallas_kernels._tiles import GRID_AXIS, Launch, Tiles, at_most, too_many
+from pallas_kernels._tiles import GRID_AXIS, Tiles, at_most, too_many
 from pallas_kernels._tuning import choose
 from pallas_kernels.complex_ema.launch import BACKWARD, FORWARD
 from pallas_kernels.complex_ema.math import STEADY
@@ -49,5 +49,5 @@ def launches(gpu: Architecture, x, p, *args, segment_ids=None, return_state=Fals
         filling = gpu.multiprocessors * warps // programs
         wanted = min(GRID_AXIS, max(1, min(filling, length // SHORTEST), -(-length // most)))
         tiles = Tiles(block, problem.chunks(Tiles(block, wanted, 1))[0], 1)
-        found.append(Launch(name, *choose(name, gpu.name, shape, tiles, at_most(STEADY))))
+        found.append(choose(name, gpu.name, shape, tiles, at_most(STEADY)))
     return tuple(found)

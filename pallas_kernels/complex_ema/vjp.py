@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Int, Int32
 import reference
 from pallas_kernels._autodiff import explain_forward_mode, first_order_only
 from pallas_kernels._call import Call
+from pallas_kernels._sums import over_programs
 from pallas_kernels._tiles import Tiles
 from pallas_kernels.complex_ema import launch
 from pallas_kernels.complex_ema.coefficients import Coefficients, away_from_zero, coefficients, plain, scaled
@@ -152,14 +153,13 @@ def _sweep(call: Call[Problem], residuals: Residuals, constants: Coefficients, c
         None if resets is None else resets[:, :: problem.chunks(tiles)[1]], first=arrays.h0 is not None,
     )  # fmt: skip
 
-    def total(u, v):
-        return plain(jnp.sum(u, axis=(0, 1)), jnp.sum(v, axis=(0, 1)), constants.scale) * constants.halfway.T
-
+    sum_u, sum_v, slope_u, slope_v = over_programs(done.sum_u, done.sum_v, done.slope_u, done.slope_v)
+    (domega,) = over_programs(done.domega)
     return Sweep(
         done.dx,
-        total(done.sum_u, done.sum_v),
-        total(done.slope_u, done.slope_v),
-        None if omega is None else jnp.sum(done.domega, axis=(0, 1)),
+        plain(sum_u, sum_v, constants.scale) * constants.halfway.T,
+        plain(slope_u, slope_v, constants.scale) * constants.halfway.T,
+        domega,
         None if arrays.h0 is None else plain(done.first_u, done.first_v, constants.scale),  # pyright: ignore
     )
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels._backends import triton as backend
+from pallas_kernels._sums import over_programs
 from pallas_kernels._tiles import Plan
 from pallas_kernels.normalized_rotary import triton
 from pallas_kernels.normalized_rotary.problem import Arrays, Problem
@@ -24,14 +25,15 @@ def forward(plan: Plan, problem: Problem, arrays: Arrays, positions):
 def backward(plan: Plan, problem: Problem, arrays: Arrays, positions, dq, dk) -> Arrays:
     """dz, dscale, dshift and, where there is a bias, dbias."""
     chunks, _ = problem.chunks(plan[BACKWARD])
-    sums = (problem.batch, chunks, 4 if arrays.bias is None else 5, problem.heads, problem.depth)
-    outputs = {
-        "dz": jax.ShapeDtypeStruct(arrays.z.shape, arrays.z.dtype), "sums": jax.ShapeDtypeStruct(sums, jnp.float32),
-    }  # fmt: skip
+    sums = [
+        None if array is None else jax.ShapeDtypeStruct((problem.batch, chunks, *array.shape), jnp.float32)
+        for array in (arrays.scale, arrays.shift, arrays.bias)
+    ]
+    dz = jax.ShapeDtypeStruct(arrays.z.shape, arrays.z.dtype)
+    outputs = dict(zip(("dz", "dscale", "dshift", "dbias"), (dz, *sums), strict=True))
     cotangents = {"dq": dq, "dk": dk}
     done = _launch(triton.backward, BACKWARD, plan, problem, arrays, positions, cotangents, outputs)
-    total = jnp.sum(done.sums, axis=(0, 1))
-    return Arrays(done.dz, total[:2], total[2:4], None if arrays.bias is None else total[4])
+    return Arrays(done.dz, *over_programs(done.dscale, done.dshift), *over_programs(done.dbias))
 
 
 def _launch(kernel, name: str, plan: Plan, problem: Problem, arrays: Arrays, positions, cotangents, outputs):

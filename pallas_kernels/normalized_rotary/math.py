@@ -1,7 +1,7 @@
 r"""The arithmetic of normalized_rotary for a tile of tokens of one head, everything float32.
 
     n = z / sqrt(mean(z^2) + eps)              the mean over the K features of the head
-    u = n scale + shift                        once for queries, once for keys
+    u = n factors + shift                      once for queries, once for keys;  factors = (scale + offset) factor
     (q_a, q_b) = (u_a cos - u_b sin, u_b cos + u_a sin),    angle = position base^(-2 j / K),  j = 0 .. K/2 - 1
 
 where (a, b) are the features that angle j turns: (j, j + K/2), or (2 j, 2 j + 1) if interleaved.
@@ -9,7 +9,7 @@ where (a, b) are the features that angle j turns: (j, j + K/2), or (2 j, 2 j + 1
 Backward, with r = 1 / sqrt(mean(z^2) + eps):
 
     (du_a, du_b) = (dq_a cos + dq_b sin, dq_b cos - dq_a sin)
-    dscale = sum_t du n        dshift = sum_t du        dn = du scale, summed over queries and keys
+    dscale = factor sum_t du n        dshift = sum_t du        dn = du factors, summed over queries and keys
     dz = r (dn - n mean(n dn))                                       with z + bias for z,  dbias = sum_t dz
 """
 
@@ -59,9 +59,14 @@ def scaled(z: Pair, r) -> Pair:
     return Pair(r[:, None] * z.a, r[:, None] * z.b)
 
 
-def affine(n: Pair, scale: Pair, shift: Pair) -> Pair:
-    """n scale + shift."""
-    return Pair(*(part * s[None, :] + t[None, :] for part, s, t in zip(n, scale, shift, strict=True)))
+def factors(scale: Pair, offset: float, factor: float) -> Pair:
+    """(scale + offset) factor."""
+    return Pair((scale.a + offset) * factor, (scale.b + offset) * factor)
+
+
+def affine(n: Pair, factors: Pair, shift: Pair) -> Pair:
+    """n factors + shift."""
+    return Pair(*(part * s[None, :] + t[None, :] for part, s, t in zip(n, factors, shift, strict=True)))
 
 
 def turned(u: Pair, by: Turn) -> Pair:
@@ -79,14 +84,19 @@ def times(left: Pair, right: Pair) -> Pair:
     return Pair(left.a * right.a, left.b * right.b)
 
 
+def multiple(pair: Pair, factor: float) -> Pair:
+    """Its entries times a number."""
+    return Pair(pair.a * factor, pair.b * factor)
+
+
 def add_tokens(total: Pair, d: Pair) -> Pair:
     """total [S] + sum_t d [T, S]."""
     return Pair(total.a + jnp.sum(d.a, axis=0), total.b + jnp.sum(d.b, axis=0))
 
 
-def dn_of(dus: tuple[Pair, Pair], scales: tuple[Pair, Pair]) -> Pair:
-    """du scale, summed over queries and keys."""
-    (q, k), (for_q, for_k) = dus, scales
+def dn_of(dus: tuple[Pair, Pair], factors: tuple[Pair, Pair]) -> Pair:
+    """du factors, summed over queries and keys."""
+    (q, k), (for_q, for_k) = dus, factors
     return Pair(q.a * for_q.a[None] + k.a * for_k.a[None], q.b * for_q.b[None] + k.b * for_k.b[None])
 
 

@@ -1,6 +1,5 @@
 """What is static about one call of normalized_rotary, and how a program finds its tiles."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ from jaxtyping import Array, Float, Float32
 
 from pallas_kernels._backends.triton import load, pl, store
 from pallas_kernels._tiles import Tiles, next_power_of_two
+from pallas_kernels.normalized_rotary import math
 from pallas_kernels.normalized_rotary.math import Pair
 
 
@@ -23,6 +23,8 @@ class Problem:
     eps: float
     base: float
     interleaved: bool
+    scale_offset: float
+    scale_factor: float
 
     @property
     def pairs(self) -> int:
@@ -89,13 +91,18 @@ class Cursor:
         )
         return queries, keys
 
+    def factors(self, ref) -> tuple[Pair, Pair]:
+        """What scales this head's queries and keys, of `scale`."""
+        offset, factor = self.problem.scale_offset, self.problem.scale_factor
+        queries, keys = (math.factors(scale, offset, factor) for scale in self.parameters(ref))
+        return queries, keys
+
     def bias(self, ref) -> Pair:
         """This head's part of an array [H, K]."""
         a, b = (load(ref, (self.head, part), self.inside) for part in self.features)
         return Pair(a, b)
 
-    def store_sums(self, ref, sums: Sequence[Pair]) -> None:
-        """This program's part of an array [B, C, S, H, K] of S sums."""
-        for which, pair in enumerate(sums):
-            for part, features in zip(pair, self.features, strict=True):
-                store(ref, (self.row, self.chunk, which, self.head, features), part, self.inside)
+    def store_sum(self, ref, total: Pair, *which: int) -> None:
+        """This program's part of an array [B, C, H, K], or of [B, C, 2, H, K] with `which`."""
+        for part, features in zip(total, self.features, strict=True):
+            store(ref, (self.row, self.chunk, *which, self.head, features), part, self.inside)

@@ -16,6 +16,8 @@ class Spec:
     Attributes:
         depth: head dim.
         bias: with that of the projection.
+        offset: of the scale.
+        factor: of both.
         rows: positions differ from row to row.
         tiles: launch shape of both kernels in place of the heuristic's.
     """
@@ -29,6 +31,8 @@ class Spec:
     interleaved: bool = False
     rows: bool = False
     bias: bool = False
+    offset: float = 0.0
+    factor: float = 1.0
     tiles: Tiles | None = None
 
     def __str__(self) -> str:
@@ -57,6 +61,8 @@ PARITY = (
     Spec("two features", 2, 30, 1, 2, tiles=_ONE),
     Spec("bias", 2, 45, 2, 20, bias=True, tiles=_MANY),
     Spec("bias, bfloat16", 2, 70, 1, 32, dtype=_BF16, interleaved=True, bias=True, tiles=_ONE),
+    Spec("offset and factor", 2, 45, 2, 20, offset=1.0, factor=0.3, tiles=_MANY),
+    Spec("offset and factor, bfloat16", 2, 70, 1, 32, dtype=_BF16, bias=True, offset=-0.5, factor=-2.0, tiles=_ONE),
     Spec("bfloat16", 2, 70, 2, 24, dtype=_BF16, tiles=_MANY),
     Spec("bfloat16, interleaved", 2, 70, 1, 32, dtype=_BF16, interleaved=True, tiles=_ONE),
     Spec("heuristic tiles", 1, 300, 1, 256),
@@ -69,7 +75,7 @@ HEADLINE = Spec("headline", 8, 4096, 1, 256, dtype=_BF16)
 PRESETS = (
     HEADLINE,
     Spec("headline, interleaved", 8, 4096, 1, 256, dtype=_BF16, interleaved=True),
-    Spec("headline, bias", 8, 4096, 1, 256, dtype=_BF16, bias=True),
+    Spec("headline, bias", 8, 4096, 1, 256, dtype=_BF16, bias=True, offset=1.0, factor=1 / 16),
     Spec("headline, packed", 8, 4096, 1, 256, dtype=_BF16, rows=True),
     Spec("headline, float32", 8, 4096, 1, 256),
     Spec("7B", 2, 8192, 4, 256, dtype=_BF16),

@@ -5,7 +5,7 @@ program for each tile, the backward walks over a few, as it writes a sum over it
 """
 
 from pallas_kernels._architecture import Architecture
-from pallas_kernels._tiles import Launch, Tiles, at_most, next_power_of_two, too_many
+from pallas_kernels._tiles import Tiles, at_most, next_power_of_two, too_many
 from pallas_kernels._tuning import choose
 from pallas_kernels.normalized_rotary.launch import BACKWARD, FORWARD
 
@@ -37,5 +37,5 @@ def launches(gpu: Architecture, z, *args, interleaved: bool = False, **kwargs):
         if name == BACKWARD:
             chunks = min(chunks, -(-_PROGRAMS * gpu.multiprocessors // (batch * heads)))
         tiles = Tiles(block, chunks, _WARPS)
-        found.append(Launch(name, *choose(name, gpu.name, shape, tiles, at_most(4 * elements // lanes))))
+        found.append(choose(name, gpu.name, shape, tiles, at_most(4 * elements // lanes)))
     return tuple(found)

@@ -18,15 +18,15 @@ def forward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
     Outputs: q, k.
     """
     at = Cursor(problem, tiles)
-    scales, shifts = at.parameters(refs.scale), at.parameters(refs.shift)
+    factors, shifts = at.factors(refs.scale), at.parameters(refs.shift)
     bias = None if refs.bias is None else at.bias(refs.bias)
 
     def step(tile, carry):
         t, exists = at.tokens(tile)
         turn, z = _turn(refs, at, t, exists), _projection(refs, at, t, exists, bias)
         n = math.scaled(z, math.inverse_rms(z, problem.depth, problem.eps))
-        for ref, scale, shift in zip((refs.q, refs.k), scales, shifts, strict=True):
-            at.store(ref, t, exists, math.turned(math.affine(n, scale, shift), turn))
+        for ref, factor, shift in zip((refs.q, refs.k), factors, shifts, strict=True):
+            at.store(ref, t, exists, math.turned(math.affine(n, factor, shift), turn))
         return carry
 
     lax.fori_loop(0, at.tiles, step, jnp.int32(0))
@@ -35,11 +35,10 @@ def forward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
 def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
     """Inputs: those of the forward, dq, dk.
 
-    Outputs: dz; sums [B, C, 5, H, K] over the chunk, dscale and dshift of queries and keys each, then dbias; or, with
-    no bias, [B, C, 4, H, K].
+    Outputs: dz; over the chunk dscale, dshift [B, C, 2, H, K] and dbias [B, C, H, K] (or None).
     """
     at = Cursor(problem, tiles)
-    scales = at.parameters(refs.scale)
+    factors = at.factors(refs.scale)
     bias = None if refs.bias is None else at.bias(refs.bias)
 
     def step(tile, sums):
@@ -49,7 +48,7 @@ def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
         n = math.scaled(z, r)
         du_q, du_k = (math.turned_back(at.load(ref, t, exists), turn) for ref in (refs.dq, refs.dk))
         dus = du_q, du_k
-        dz = math.dz_of(n, math.dn_of(dus, scales), r, problem.depth)
+        dz = math.dz_of(n, math.dn_of(dus, factors), r, problem.depth)
         at.store(refs.dz, t, exists, dz)
         dscale, dshift, dbias = sums
         dscale = tuple(math.add_tokens(total, math.times(du, n)) for total, du in zip(dscale, dus, strict=True))
@@ -58,7 +57,11 @@ def backward(refs: SimpleNamespace, problem: Problem, tiles: Tiles) -> None:
     nothing = Pair(*(jnp.zeros((at.angle.size,), jnp.float32) for _ in range(2)))
     start = ((nothing, nothing), (nothing, nothing), None if bias is None else nothing)
     dscale, dshift, dbias = lax.fori_loop(0, at.tiles, step, start)
-    at.store_sums(refs.sums, (*dscale, *dshift, *(() if dbias is None else (dbias,))))
+    for which in (0, 1):
+        at.store_sum(refs.dscale, math.multiple(dscale[which], problem.scale_factor), which)
+        at.store_sum(refs.dshift, dshift[which], which)
+    if refs.dbias is not None:
+        at.store_sum(refs.dbias, dbias)
 
 
 def _projection(refs: SimpleNamespace, at: Cursor, t, exists, bias: Pair | None) -> Pair:

@@ -12,10 +12,15 @@ from pallas_kernels.normalized_rotary import launch
 from pallas_kernels.normalized_rotary.problem import Arrays, Problem
 
 
-def normalized_rotary(plan, z, scale, shift, bias=None, *, positions, eps=1e-5, base=10000.0, interleaved=False):
+def normalized_rotary(
+    plan, z, scale, shift, bias=None, *, positions, eps=1e-5, base=10000.0, interleaved=False,
+    scale_offset=0.0, scale_factor=1.0,
+):  # fmt: skip
     """normalized_rotary by Triton kernels; arguments as in the public op."""
     batch, length, heads, depth = z.shape
-    problem = Problem(batch, length, heads, depth, float(eps), float(base), interleaved)
+    problem = Problem(
+        batch, length, heads, depth, float(eps), float(base), interleaved, float(scale_offset), float(scale_factor)
+    )
     with explain_forward_mode("normalized_rotary"):
         return _compiled(Call(plan, problem), Arrays(z, scale, shift, bias), _rows(positions))
 
@@ -55,8 +60,9 @@ def _kernel_backward(call: Call[Problem], arrays: Arrays, positions, dq, dk) -> 
 def _reference_forward(call: Call[Problem], arrays: Arrays, positions):
     problem = call.problem
     return reference.normalized_rotary(
-        *arrays, positions=positions, eps=problem.eps, base=problem.base, interleaved=problem.interleaved
-    )
+        *arrays, positions=positions, eps=problem.eps, base=problem.base, interleaved=problem.interleaved,
+        scale_offset=problem.scale_offset, scale_factor=problem.scale_factor,
+    )  # fmt: skip
 
 
 def _reference_backward(call: Call[Problem], arrays: Arrays, positions, dq, dk) -> Arrays:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from pallas_kernels._backends import triton as backend
+from pallas_kernels._sums import over_programs
 from pallas_kernels._tiles import Plan
 from pallas_kernels.timestep_norm.math import VARIANCE_FLOOR
 from pallas_kernels.timestep_norm.problem import Arrays, Problem, Tokens
@@ -54,7 +55,7 @@ def backward(
     totals = {"total_a": F32, "total_b": F32}
     done = _run(triton_backward, BACKWARD, plan, problem, inputs, outputs, totals)
 
-    dweight, dbias = (None if part is None else jnp.sum(part, axis=(0, 1)) for part in (done.dweight, done.dbias))
+    dweight, dbias = over_programs(done.dweight, done.dbias)
     if n is None:
         return Arrays(done.dx, dweight, dbias, None, None)
     a, b = done.first_a[:, 0], done.first_b[:, 0]  # A is about the mean at the first token

@@ -7,7 +7,7 @@ into chunks, at the price of reading it twice.
 """
 
 from pallas_kernels._architecture import Architecture
-from pallas_kernels._tiles import Launch, Tiles, at_most, next_power_of_two, too_many
+from pallas_kernels._tiles import Tiles, at_most, next_power_of_two, too_many
 from pallas_kernels._tuning import choose
 from pallas_kernels.timestep_norm.launch import BACKWARD, FORWARD
 
@@ -37,15 +37,12 @@ def launches(gpu: Architecture, x, *args, num_groups: int, statistics: str = "to
     # "all_features" squares every deviation once more: with long tiles two programs would not fit a multiprocessor.
     forward = 2 * _ELEMENTS if statistics == "token_mean" and x.dtype.itemsize == 2 else _ELEMENTS
     return tuple(
-        Launch(
+        choose(
             name,
-            *choose(
-                name,
-                gpu.name,
-                shape,
-                _heuristic(length, lanes, programs, elements, gpu),
-                at_most(_MAX_ELEMENTS // lanes),
-            ),
+            gpu.name,
+            shape,
+            _heuristic(length, lanes, programs, elements, gpu),
+            at_most(_MAX_ELEMENTS // lanes),
         )
         for name, elements in ((FORWARD, forward), (BACKWARD, _ELEMENTS))
     )

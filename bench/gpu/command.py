@@ -1,0 +1,102 @@
+"""`python -m bench gpu` and `python -m bench compare`: their options, and what they ask for."""
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from bench import ops, report
+from bench.gpu import compare, suite_model, suite_ops, suite_parity
+from bench.gpu import report as markdown
+from bench.gpu.device import NoDevice
+from bench.gpu.modes import MODES
+from bench.gpu.session import ROUNDS, Session, begin
+from megalodon_jax.cli.arguments import positive_int, seed
+
+NO_DEVICE = 3  # exit code
+SUITES = ("ops", *suite_model.SUITES, "parity")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare those of `gpu`."""
+    parser.add_argument(
+        "--suite",
+        choices=SUITES,
+        default="ops",
+        help="ops: kernels, XLA and other people's formulas of every op (the default); model: every program of a whole "
+        "model; training, inference: those of it; parity: errors of the kernels on the problems of the tests",
+    )
+    parser.add_argument(
+        "--spec",
+        nargs="+",
+        metavar="NAME",
+        help='only these problems: "complex_ema: headline", "7B" of every op that has it, "fused_linear" for all of an '
+        f"op's (beside cuBLAS, which is its xla); or models: {', '.join(suite_model.SHAPES)}",
+    )
+    parser.add_argument("--mode", nargs="+", choices=MODES, metavar="MODE", help=f"ops: of {', '.join(MODES)}")
+    parser.add_argument("--lengths", nargs="+", type=positive_int, metavar="L", help="each problem at these lengths")
+    parser.add_argument("--rounds", type=positive_int, metavar="R", help=f"interleaved rounds (default: {ROUNDS})")
+    parser.add_argument("--seed", type=seed, metavar="N", help="of the inputs (default: a new one; for parity 0)")
+    parser.add_argument(
+        "--device", choices=("gpu", "cpu"), default="gpu", help="cpu: try the command out on tiny problems"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write record.json, report.md and pictures here")
+
+
+def add_compare_options(parser: argparse.ArgumentParser) -> None:
+    """Declare those of `compare`."""
+    for name in ("A", "B"):
+        parser.add_argument(name.lower(), type=Path, metavar=f"{name}.json", help="a record.json of `bench gpu`")
+
+
+def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Measure; bad input is for `parser` to report. Exits with 1 where parity failed, NO_DEVICE where no GPU is."""
+    try:
+        session = begin(options.device, options.rounds, options.seed)
+        record = _record(options, session)
+    except NoDevice as error:
+        print(f"bench gpu: {error}", file=sys.stderr)
+        sys.exit(NO_DEVICE)
+    except ValueError as error:
+        parser.error(str(error))
+    print(markdown.text(record))
+    if options.out is not None:
+        write(record, options.out)
+    if not all(entry["passed"] for entry in record["parity"]):
+        parser.exit(1, "parity failed\n")
+
+
+def run_compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Print the comparison; bad input is for `parser` to report."""
+    try:
+        print(compare.text(compare.read(options.a), compare.read(options.b)))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def write(record: dict, folder: Path) -> None:
+    """The record, the report and, where matplotlib is installed, the pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report.write_json(record, folder / "record.json")
+    (folder / "report.md").write_text(markdown.text(record))
+    if find_spec("matplotlib") is None:
+        print('no pictures without matplotlib: pip install "megalodon-pallas[bench]"', file=sys.stderr)
+        return
+    from bench.gpu import plots
+
+    plots.save(record, folder)
+
+
+def _record(options: argparse.Namespace, session: Session) -> dict:
+    tiny, lengths = session.kernel is None, options.lengths or ()
+    if options.mode and options.suite != "ops":
+        raise ValueError(f"--mode is not for --suite {options.suite}")
+    if options.suite in suite_model.SUITES:
+        shapes = {"tiny": suite_model.TINY} if tiny else suite_model.chosen(options.spec or suite_model.NAMES)
+        return suite_model.run(options.suite, suite_model.at_lengths(shapes, lengths), session)
+    if options.suite == "parity":
+        specs = suite_ops.chosen(ops.PARITY, options.spec) if options.spec else ops.PARITY
+        return suite_parity.run(specs, session)
+    known, names = (ops.PARITY, suite_ops.TINY) if tiny else (ops.PRESETS, suite_ops.NAMES)
+    specs = suite_ops.chosen(known, options.spec or names)
+    return suite_ops.run(suite_ops.at_lengths(specs, lengths), session, options.mode or ())

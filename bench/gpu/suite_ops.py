@@ -1,0 +1,114 @@
+"""Suite `ops` on a GPU: kernels, the XLA reference and other people's formulas of each op, on problems of its specs.
+
+Each problem is first compared with the float64 oracle, in one row of its batch and as long as the oracle's memory
+allows; at full size every implementation has to agree with the reference.
+"""
+
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from bench import ops, parity
+from bench.gpu.cases import Subject, differences, measure
+from bench.gpu.checks import entry
+from bench.gpu.modes import BACKWARD, FORWARD, FORWARD_BACKWARD, RESIDUALS, build, modes
+from bench.gpu.session import Session
+from bench.ops import Spec, Titled
+
+REFERENCE = "xla"
+NAMES = ("headline", "fused_linear: 2560 to 512", "linear_cross_entropy: 512 to 32000")
+TINY = ("plain", "linear_cross_entropy: whole blocks")  # for CPU
+ORACLE = 2**26  # numbers in an array of the float64 oracle, which keeps every state
+
+
+def chosen(known: Titled, names: Iterable[str]) -> Titled:
+    """The specs of these names, each by its title.
+
+    Raises:
+        ValueError: there is no such spec.
+    """
+    found: Titled = {}
+    for name in names:
+        matching = ops.find(known, name)
+        if not matching:
+            raise ValueError(f"no spec {name!r}; there are {'; '.join(known)}")
+        found |= matching
+    return found
+
+
+def at_lengths(specs: Titled, lengths: Sequence[int]) -> Titled:
+    """Every spec at every length; as they are where there is none."""
+    if not lengths:
+        return specs
+    return {f"{title}, L = {n}": replace(spec, length=n) for title, spec in specs.items() for n in lengths}
+
+
+def run(specs: Titled, session: Session, only: Sequence[str] = ()) -> dict:
+    """The record of these problems, in the modes named or in all."""
+    checked, cases = [], []
+    for title, spec in specs.items():
+        print(f"measuring {title} ...", file=sys.stderr, flush=True)
+        checked.append(check(title, spec, session))
+        for subject in subjects(title, spec, session, passed=checked[-1]["passed"], only=only):
+            cases.append(measure(subject, session.clock, session.rounds, session.roofline))
+    return session.record("ops", cases, checked)
+
+
+def check(title: str, spec: Spec, session: Session, shorten: bool = True) -> dict:
+    """Errors of the kernels, and of the reference, against the float64 oracle; of the reference alone without them."""
+    spec, rung = shortened(spec) if shorten else spec, session.kernel or REFERENCE
+    problem = ops.of(spec).describe(spec)
+    return entry(title, problem, spec.length, lambda: parity.compare(spec, rung, session.parity_seed))
+
+
+def shortened(spec: Spec) -> Spec:
+    """One row of the batch, and half as long until the float64 oracle has room for it."""
+    if any(field.name == "batch" for field in fields(spec)):
+        spec = replace(spec, batch=1)  # type: ignore[call-arg]
+    while spec.length > 1 and _numbers(spec) > ORACLE:
+        spec = replace(spec, length=spec.length // 2)
+    return spec
+
+
+def _numbers(spec: Spec) -> int:
+    return getattr(spec, "states", 1) * max(math.prod(array.shape) for array in spec.arrays().values())
+
+
+def subjects(title: str, spec: Spec, session: Session, *, passed: bool, only: Sequence[str] = ()) -> Iterator[Subject]:
+    """A problem in each of its modes."""
+    op = ops.of(spec)
+    kernels = () if session.kernel is None else (session.kernel,)
+    inputs = jax.tree.map(jnp.asarray, op.inputs(spec, session.seed))
+    for mode in modes(spec):
+        if only and mode not in only:
+            continue
+        yield Subject(
+            title=title,
+            problem=op.describe(spec),
+            length=spec.length,
+            mode=mode,
+            implementations={
+                name: partial(_build, spec, mode, name, inputs, session.seed)
+                for name in (REFERENCE, *kernels, *op.baselines(spec))
+            },
+            unproven=() if passed else kernels,
+            operations=operations(spec, mode),
+            dtype=jnp.dtype(spec.dtype).name,
+            agree=differences,
+        )
+
+
+def _build(spec: Spec, *arguments):
+    with parity.tiles_of(spec):
+        return build(spec, *arguments)
+
+
+def operations(spec: Spec, mode: str) -> int:
+    """Floating-point operations of the matrix products that the results of a mode need."""
+    forward, both = (ops.of(spec).least_multiply_adds(spec, one) for one in (FORWARD, FORWARD_BACKWARD))
+    return 2 * {FORWARD: forward, RESIDUALS: forward, BACKWARD: both - forward, FORWARD_BACKWARD: both}[mode]

@@ -1,0 +1,1 @@
+"""round_weights: copies of several matrices in another dtype, in one kernel."""

@@ -1,0 +1,28 @@
+"""The README and the documents: where they are, and their fenced blocks."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+NAMES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", flags=re.DOTALL | re.MULTILINE)
+
+
+def text(name: str) -> str:
+    """A file."""
+    return (ROOT / name).read_text()
+
+
+def prose(name: str) -> str:
+    """A file without its blocks."""
+    return BLOCK.sub("", text(name))
+
+
+def blocks(name: str, *languages: str) -> list[str]:
+    """Fenced blocks of a file in one of these languages ("" for none)."""
+    return [block for _, language, block in BLOCK.findall(text(name)) if language in languages]
+
+
+def sources(*packages: str) -> str:
+    """All code of some packages."""
+    return "\n".join(path.read_text() for package in packages for path in sorted((ROOT / package).rglob("*.py")))

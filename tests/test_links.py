@@ -1,0 +1,64 @@
+"""Links of the documents lead somewhere, their tables are what the code gives, and they name no path of a machine."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+import docs.tables
+from pallas_kernels._settings import OPS
+from tests.markdown import NAMES, ROOT, prose, sources, text
+
+
+def anchors(name: str) -> set[str]:
+    """Of the headings of a file, as GitHub and mkdocs make them."""
+    heads = re.findall(r"^#+ (.*)$", prose(name), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head).strip().lower().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links(name):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(name)):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        file, _, anchor = target.partition("#")
+        path = ((ROOT / name).parent / file).resolve() if file else ROOT / name
+        assert path.exists(), f"{name} links to {target}"
+        assert not anchor or anchor in anchors(str(path.relative_to(ROOT))), f"{name} links to {target}"
+
+
+def test_tables_are_what_the_code_gives():
+    assert not [str(path) for path, _ in docs.tables.stale()], "run python -m docs.tables"
+
+
+def test_environment():
+    """Every variable of ours that the code reads is in the table, and every op in it."""
+    page = text("docs/environment.md")
+    code = sources("pallas_kernels", "megalodon_jax", "bench")
+    read = set(re.findall(r"\"((?:PALLAS_KERNELS|MEGALODON)_[A-Z_]*[A-Z])\"", code))
+    assert read == set(re.findall(r"^\| `((?:PALLAS_KERNELS|MEGALODON)\w+)`", page, flags=re.MULTILINE))
+    assert all(f"`{op}`" in page for op in OPS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_path_of_a_machine(name):
+    assert not re.findall(r"(?<![\w.])/(?:work|tmp|home|root|Users|opt)/", text(name))
+
+
+def test_numbers_of_the_readme_are_in_the_page_beside_them():
+    rows = re.findall(r"^\| (.*) \| (.*) \| `(.*)` \| .*\((docs/\w+\.md)\) \|$", text("README.md"), flags=re.MULTILINE)
+    assert len(rows) >= 5
+    for what, figures, command, page in rows:
+        assert f"{command}\n" in text(page), f"{page} has nothing of {command}"
+        for number in re.findall(r"\d[\d.]*", figures):
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.])", text(page)), f"{page}: {what}: {number}"
+
+
+def test_pictures():
+    """Each is well-formed, says what it shows, and is in a page."""
+    pictures = sorted(ROOT.glob("docs/**/*.svg"))
+    assert pictures
+    for picture in pictures:
+        root = ElementTree.parse(picture).getroot()
+        assert {"title", "desc"} <= {element.tag.rpartition("}")[2] for element in root}
+        assert any(f"({picture.name})" in text(name) for name in NAMES if name.startswith("docs/ops"))

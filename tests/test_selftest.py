@@ -1,0 +1,134 @@
+"""`python -m megalodon_jax selftest` with made-up processes, and once with a real one, on CPU."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from bench.gpu import command
+from bench.ops import PARITY, PRESETS, find
+from megalodon_jax.cli import selftest, selftest_report
+from megalodon_jax.cli.main import main
+from megalodon_jax.cli.selftest_report import Outcome, Result
+from pallas_kernels._settings import OPS
+
+
+def entry(passed: bool = True, reason: str = "", share: float = 0.5) -> dict:
+    lines = [] if reason else [{"name": "dx", "share": share, "within": passed}]
+    return {"title": "op: plain", "passed": passed, "reason": reason, "lines": lines}
+
+
+def case(speedup: float | None = 2.0, within: bool = True, **failures: str) -> dict:
+    kernel = {"triton": {"speedup": speedup, "difference": {"name": "dx", "within": within}}}
+    return {
+        "title": "op: headline", "mode": "forward", "failures": failures,
+        "implementations": {} if "triton" in failures else kernel,
+    }  # fmt: skip
+
+
+def outcome(parity=(), cases=(), kernel: str | None = "triton") -> Outcome:
+    return Outcome({"parity": list(parity), "cases": list(cases), "config": {"kernel": kernel}}, "the report")
+
+
+CRASHED = Outcome(None, "a long\ntraceback", "the process ended with -11: a long traceback")
+
+
+def test_what_counts_as_a_failure():
+    assert outcome([entry()], [case()]).failures == []
+    assert outcome([entry(False)]).failures == ["op: plain: wrong in dx"]
+    assert outcome([entry(False, "ptxas says no")]).failures == ["op: plain: ptxas says no"]
+    assert outcome([], [case(triton="too large")]).failures == ["op: headline, forward: too large"]
+    assert outcome([], [case(within=False)]).failures == ["op: headline, forward: dx differs from that of xla"]
+    assert outcome([], [case(**{"FFT convolution": "out of memory"})]).failures == []
+    assert CRASHED.failures == [CRASHED.reason]
+
+
+def test_the_table_and_the_switch():
+    good = Result("complex_ema", outcome([entry(), entry(share=0.9)]), outcome([entry()], [case()]))
+    results = [good, Result("fused_linear", CRASHED), Result("feature_norm", outcome([entry(False, share=3.0)]))]
+    table = selftest_report.summary(results)
+    assert "| complex_ema  | 2 of 2 | 0.90 " in table
+    assert "2.00" in table
+    assert "FAILED fused_linear: the process ended with -11" in table
+    assert 'export PALLAS_KERNELS_IMPLEMENTATION="fused_linear=xla,feature_norm=xla"' in table
+    assert "use_implementation(fused_linear='xla', feature_norm='xla')" in table
+    assert selftest_report.verdict([good]) == "Every kernel passed."
+    assert "no GPU" in selftest_report.verdict([Result("complex_ema", outcome([entry()], kernel=None))])
+    text = selftest_report.text(table, results, "jax 1.0")
+    assert text.startswith("# megalodon-pallas selftest")
+    assert all(part in text for part in ("jax 1.0", "the report", "a long\ntraceback"))
+
+
+def ending(code: int = 0, record: dict | None = None, stderr: str = ""):
+    """In the place of `subprocess.run`."""
+
+    def run(arguments, **options):
+        folder = arguments[arguments.index("--out") + 1]
+        if record is not None:
+            for name, text in (("record.json", json.dumps(record)), ("report.md", "a report")):
+                with open(f"{folder}/{name}", "w") as file:
+                    file.write(text)
+        return SimpleNamespace(returncode=code, stderr=stderr, stdout="")
+
+    return run
+
+
+def test_processes(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", ending(1, {"parity": []}))
+    assert selftest.bench([], 1.0) == Outcome({"parity": []}, "a report")
+    monkeypatch.setattr(subprocess, "run", ending(-11, None, "measuring\nSegmentation fault"))
+    assert selftest.bench([], 1.0).reason == "the process ended with -11: measuring Segmentation fault"
+    monkeypatch.setattr(subprocess, "run", ending(selftest.NO_DEVICE, None, "W0000 x\nbench gpu: no NVIDIA GPU here"))
+    with pytest.raises(selftest.CommandError, match="no NVIDIA GPU here"):
+        selftest.bench([], 1.0)
+
+    def hangs(*arguments, **options):
+        raise subprocess.TimeoutExpired("bench", 60.0)
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    assert selftest.bench([], 60.0).reason == "no answer after 1 minutes"
+
+
+def test_command(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def bench(arguments, seconds):
+        asked.append(arguments)
+        return outcome([entry("complex_ema" in " ".join(arguments))], [case()] if "ops" in arguments else [])
+
+    monkeypatch.setattr(selftest, "bench", bench)
+    monkeypatch.setattr(selftest, "environment", lambda: "jax 1.0")
+    report = tmp_path / "report.md"
+    assert main(["selftest", "--op", "complex_ema", "fused_linear", "--out", str(report)]) == 1
+    assert "FAILED fused_linear: op: plain: wrong in dx" in capsys.readouterr().out
+    assert "jax 1.0" in report.read_text()
+    assert [arguments[1] for arguments in asked] == ["parity", "ops", "parity"]  # no times of what is wrong
+    assert main(["selftest", "--op", "complex_ema", "--out", str(report)]) == 0
+    assert main(["selftest", "--out", str(tmp_path / "none" / "report.md")]) == 2
+
+
+def test_it_asks_for_what_there_is():
+    assert selftest.NO_DEVICE == command.NO_DEVICE
+    assert {*selftest.OPS, "round_weights"} == set(OPS)  # that one is in `pytest -m cuda`
+    for op in selftest.OPS:
+        assert find(PARITY, op)
+        assert find(PRESETS, f"{op}: {selftest.TIMED.get(op, 'headline')}")
+
+
+def test_without_a_gpu(capsys, tmp_path):
+    assert main(["selftest", "--out", str(tmp_path / "report.md")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "no NVIDIA GPU here" in line
+
+
+@pytest.mark.thorough
+def test_it_can_be_tried_out_on_cpu(tmp_path):
+    report = tmp_path / "report.md"
+    arguments = ["--device", "cpu", "--op", "linear_cross_entropy", "--out", str(report)]
+    words = [sys.executable, "-m", "megalodon_jax", "selftest", *arguments]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    assert "No kernel was tested" in ended.stdout
+    assert "## Errors" in report.read_text()
