@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bench.baselines import fft_convolution
+from bench.formulations.attention import dense_attention
+from bench.formulations.ema import fft_convolution
+from bench.formulations.norm import cumulative_sums
 from bench.plain_decoding import LayerState, State, feed_forward, linear, queries_keys, unit_rms
 from megalodon_jax import MegalodonForCausalLM
 
@@ -48,16 +50,9 @@ def _attention_half(attn: Any, x, chunk: int):
     positions = jnp.arange(length)
     query, key = queries_keys(attn, m, (positions % chunk)[:, None, None])
     value = jax.nn.silu(linear(attn.wv, t)).reshape(batch, length, attn.num_heads, -1)
-    o = _attention(query, key, value, positions, chunk).reshape(batch, length, -1)
+    o = dense_attention(query, key, value, chunk_size=chunk).reshape(batch, length, -1)
     y = linear(attn.wh1, m) + linear(attn.wh2, o * jax.nn.silu(linear(attn.wr, m)))
     return y, LayerState(mean, var, _last_state(t, p, q), *(_slots(array, chunk) for array in (key, value)))
-
-
-def _attention(q, k, v, positions, chunk: int):
-    apart = positions[:, None] - positions
-    allowed = (apart >= 0) & (positions[:, None] // chunk == positions // chunk)
-    scores = jnp.where(allowed, jnp.einsum("bqhd,bkhd->bhqk", q, k), -jnp.inf)
-    return jnp.einsum("bhqk,bkhe->bqhe", jax.nn.softmax(scores), v)
 
 
 def _last_state(x, p, q):
@@ -75,12 +70,4 @@ def _slots(array, chunk: int):
 
 
 def _norm(norm: Any, x):
-    """The norm over time, and mean and variance at its end: the prior counts as one observation of variance 1."""
-    grouped = x.reshape(*x.shape[:2], norm.num_groups, -1)
-    u, n = grouped.mean(-1), jnp.arange(1, x.shape[1] + 1, dtype=jnp.float32)[:, None]
-    mean = jnp.cumsum(u, 1) / n
-    before = jnp.pad(mean, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-    spread = jnp.where(n == 1, 0.0, (u - before) * (u - mean))
-    var = jnp.maximum((1.0 + jnp.cumsum(spread, 1)) / n, 1e-6)
-    y = ((grouped - mean[..., None]) * lax.rsqrt(var + norm.eps)[..., None]).reshape(x.shape)
-    return y * (1.0 + norm.weight) + norm.bias, mean[:, -1], var[:, -1]
+    return cumulative_sums(x, norm.weight, norm.bias, num_groups=norm.num_groups, eps=norm.eps)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bench.baselines import fft_convolution, sequential_scan
+from bench.formulations.ema import fft_convolution, sequential_scan
 from reference import complex_ema
 
 SMALLEST_MODULUS, LARGEST_MODULUS = 0.6, 0.999

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench.attention_baseline import attention_by_value_tiles
+from bench.formulations.attention import attention_by_value_tiles
 from pallas_kernels import chunked_attention
 from reference import oracle_numpy
 from tests import attention_laws, cases, kernel_parity

@@ -25,9 +25,11 @@ from bench import (
 )
 from bench.inspect import tools
 from bench.programs import MODES
+from pallas_kernels.chunked_attention.specs import Spec as AttentionSpec
 from pallas_kernels.complex_ema.specs import HEADLINE as EMA_HEADLINE
 from pallas_kernels.complex_ema.specs import Spec as EmaSpec
 from pallas_kernels.timestep_norm.specs import HEADLINE
+from pallas_kernels.timestep_norm.specs import Spec as NormSpec
 
 needs_tools = pytest.mark.skipif(tools.missing() is not None, reason=str(tools.missing()))
 
@@ -161,17 +163,42 @@ def test_compile_times_of_each_kernel():
     assert (quick.met, slow.met) == (True, False)
 
 
-@pytest.mark.parametrize("segments", [False, True])
-def test_baselines_compute_complex_ema(segments):
-    spec = EmaSpec("small", 2, 50, 5, 3, segments=segments)
-    arrays = ops.ema.inputs(spec)
-    if segments:  # no padding: the baseline knows none
+@pytest.mark.parametrize(
+    ("spec", "formulations"),
+    [
+        (EmaSpec("plain", 2, 50, 5, 3), (ops.ema.FFT, ops.ema.SCAN)),
+        (EmaSpec("packed", 2, 50, 5, 3, segments=True), (ops.ema.SCAN,)),
+        (NormSpec("plain", 2, 50, 6, 3), (ops.norm.SUMS,)),
+        (AttentionSpec("plain", 2, 48, 2, 4, 10, 16), (ops.attention.DENSE, ops.attention.VALUE_TILES)),
+        (AttentionSpec("ragged", 2, 50, 2, 4, 10, 16), (ops.attention.DENSE,)),
+    ],
+)
+def test_formulations_compute_the_op(spec, formulations):
+    op = ops.of(spec)
+    arrays = op.inputs(spec)
+    if "segment_ids" in arrays:  # no padding: the formulation knows none
         arrays["segment_ids"] = np.repeat([[1, 1, 2, 5, 5], [3, 1, 1, 2, 2]], 10, axis=1).astype(np.int32)
-    (name,) = ops.ema.baselines(spec)
-    program, expected = (jax.jit(ops.ema.program(spec, MODES[1], which)[0]) for which in (name, "xla"))
     arrays = jax.device_put(arrays)
-    for found, value in zip(jax.tree.leaves(program(arrays)), jax.tree.leaves(expected(arrays)), strict=True):
-        np.testing.assert_allclose(found, value, rtol=0, atol=1e-4 * np.abs(value).max())
+    assert op.baselines(spec) == formulations
+    expected = jax.jit(op.values(spec, "xla"))(arrays)
+    for name in formulations:
+        found = jax.jit(op.values(spec, name))(arrays)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_allclose(found[key], value, rtol=0, atol=1e-4 * np.abs(value).max(), err_msg=key)
+
+
+def test_formulations_leave_what_they_do_not_know_to_the_op():
+    others = (
+        EmaSpec("masked", 2, 50, 5, 3, mask=True),
+        EmaSpec("state", 2, 50, 5, 3, returned=True),
+        NormSpec("packed", 2, 50, 6, 3, segments=True),
+        NormSpec("all features", 2, 50, 6, 3, statistics="all_features"),
+        NormSpec("not affine", 2, 50, 6, 3, affine=False),
+        AttentionSpec("gated", 2, 48, 2, 4, 10, 16, gated=True),
+        AttentionSpec("continued", 2, 48, 2, 4, 10, 16, cached=16),
+    )
+    assert not [spec for spec in others if ops.of(spec).baselines(spec)]
 
 
 @pytest.mark.parametrize("suite", ["ops", "model"])

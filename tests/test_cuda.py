@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bench import ops, parity
-from bench.attention_baseline import attention_by_value_tiles
+from bench.formulations.attention import attention_by_value_tiles
 from pallas_kernels import (
     chunked_attention,
     complex_ema,

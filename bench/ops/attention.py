@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.attention_baseline import attention_by_value_tiles
+from bench.formulations.attention import attention_by_value_tiles, dense_attention
 from bench.inspect import Kernel
 from bench.inspect.lowering import TritonCall
 from bench.ops.documents import documents
@@ -27,8 +27,9 @@ from reference import oracle_numpy
 
 NAME = "chunked_attention"
 KERNELS = (FORWARD, GATE, DQ, DK, DV)
-VALUE_TILES = "value tiles as heads"
+DENSE, VALUE_TILES = "dense, masked", "value tiles as heads"
 MOVING = ("q", "k", "v", "cached_k", "cached_v", "gate", "v_bias", "gate_bias")
+_FORMULATIONS = {DENSE: dense_attention, VALUE_TILES: attention_by_value_tiles}
 _FIXED = ("mask", "segment_ids", "cached_length")
 
 Arrays = dict[str, jax.ShapeDtypeStruct]
@@ -97,8 +98,9 @@ def program(spec: Spec, mode: str, implementation: str) -> tuple[Callable, Array
 
 
 def _attend(spec: Spec, implementation: str, arrays: dict):
-    if implementation == VALUE_TILES:
-        return attention_by_value_tiles(*(arrays[name] for name in ("q", "k", "v")), chunk_size=spec.chunk)
+    if implementation in _FORMULATIONS:
+        attend = _FORMULATIONS[implementation]
+        return attend(*(arrays[name] for name in ("q", "k", "v")), chunk_size=spec.chunk)
     return chunked_attention(**_call(spec, arrays), implementation=implementation)
 
 
@@ -109,9 +111,10 @@ def _call(spec: Spec, arrays: dict) -> dict:
 
 
 def baselines(spec: Spec) -> tuple[str, ...]:
-    """jax.nn.dot_product_attention, where chunks are whole and nothing is masked, activated, gated or cached."""
-    other = spec.mask or spec.segments or spec.cached or spec.activated or spec.gated or spec.length % spec.chunk
-    return () if other else (VALUE_TILES,)
+    """The usual forms, where nothing is masked, packed, activated, gated or cached; one of them for whole chunks."""
+    if spec.mask or spec.segments or spec.cached or spec.activated or spec.gated:
+        return ()
+    return (DENSE,) if spec.length % spec.chunk else (DENSE, VALUE_TILES)
 
 
 def launches(spec: Spec, target: str) -> tuple[Launch, ...]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.baselines import associative_scan, fft_convolution
+from bench.formulations.ema import associative_scan, fft_convolution
 from bench.inspect import Kernel
 from bench.inspect.lowering import TritonCall
 from bench.ops.documents import documents
@@ -139,10 +139,10 @@ def _baseline(name: str, *, x, p, q, gamma, omega=None, dy=None, **documents):
 
 
 def baselines(spec: Spec) -> tuple[str, ...]:
-    """The form in which the problem is usually written, where there is one without mask and state."""
+    """The forms in which the problem is usually written, where there is one without mask and state."""
     if spec.mask or spec.h0 or spec.returned:
         return ()
-    return (SCAN,) if spec.segments else (FFT,)
+    return (SCAN,) if spec.segments else (FFT, SCAN)
 
 
 def launches(spec: Spec, target: str) -> tuple[Launch, ...]:

@@ -7,8 +7,10 @@ forward+backward    (dy, inputs) -> (y, all gradients)
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from bench.formulations.norm import cumulative_sums
 from bench.inspect import Kernel
 from bench.inspect.lowering import TritonCall
 from bench.ops.documents import documents
@@ -25,6 +27,7 @@ from reference import oracle_numpy
 
 NAME = "timestep_norm"
 KERNELS = (FORWARD, BACKWARD)
+SUMS = "cumulative sums"
 _MOVING = ("x", "weight", "bias", "mean", "var")
 
 Arrays = dict[str, jax.ShapeDtypeStruct]
@@ -71,15 +74,10 @@ def values(spec: Spec, implementation: str) -> Callable[[dict], dict[str, jax.Ar
     """Function of the arrays of `inputs`: every output and gradient of the op by name."""
 
     def run(arrays: dict) -> dict[str, jax.Array]:
-        fixed = {key: arrays[key] for key in ("mask", "segment_ids") if key in arrays}
-        moving = {key: arrays[key] for key in ("x", "weight", "bias", "mean", "var") if key in arrays}
+        moving = {key: arrays[key] for key in _MOVING if key in arrays}
 
         def op(moving: dict):
-            state = (arrays["count"], moving["mean"], moving["var"]) if spec.state else None
-            y, (count, mean, var) = timestep_norm(
-                moving["x"], moving.get("weight"), moving.get("bias"), num_groups=spec.groups, state=state,
-                statistics=spec.statistics, return_state=True, implementation=implementation, **fixed,
-            )  # fmt: skip
+            y, (count, mean, var) = _norm(spec, implementation, arrays | moving, return_state=True)
             return (y, mean, var), count
 
         (y, mean, var), pullback, count = jax.vjp(op, moving, has_aux=True)
@@ -121,6 +119,9 @@ def program(spec: Spec, mode: str, implementation: str) -> tuple[Callable, Array
 
 
 def _norm(spec: Spec, implementation: str, arrays: dict, *, return_state: bool = False):
+    if implementation == SUMS:
+        y, *state = _cumulative_sums(spec, **{name: arrays[name] for name in ("x", "weight", "bias")})
+        return (y, tuple(state)) if return_state else y
     return timestep_norm(
         arrays["x"],
         arrays.get("weight"),
@@ -135,9 +136,16 @@ def _norm(spec: Spec, implementation: str, arrays: dict, *, return_state: bool =
     )
 
 
+def _cumulative_sums(spec: Spec, x, weight, bias):
+    """y in the dtype of x, computed in float32; count, mean and variance at the end."""
+    y, mean, var = cumulative_sums(x.astype(jnp.float32), weight, bias, num_groups=spec.groups)
+    return y.astype(x.dtype), jnp.full(spec.batch, spec.length, jnp.int32), mean, var
+
+
 def baselines(spec: Spec) -> tuple[str, ...]:
-    """None: the XLA reference is the only other implementation."""
-    return ()
+    """The form in which the problem is usually written, where there is one without mask, documents and state."""
+    other = spec.mask or spec.segments or spec.state or not spec.affine or spec.statistics != "token_mean"
+    return () if other else (SUMS,)
 
 
 def launches(spec: Spec, target: str) -> tuple[Launch, ...]:

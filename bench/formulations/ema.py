@@ -13,8 +13,7 @@ points, a power of two, so that nothing wraps around.
 
 `sequential_scan` runs the recurrence as it stands, one complex step after the other.
 
-`associative_scan` takes packed documents: pairs (a, b) = (q, p x), with a = 0 where a document begins, are joined in a
-tree over time,
+`associative_scan` joins pairs (a, b) = (q, p x) in a tree over time; with packed documents a = 0 where one begins,
 
     (a, b) then (c, d)  ->  (a c, c b + d)
 
@@ -61,14 +60,16 @@ def associative_scan(
     p: Float32[Array, "D N"],
     q: Complex64[Array, "D N"],
     gamma: Complex64[Array, "D N"],
-    segment_ids: Int[Array, "B L"],
+    segment_ids: Int[Array, "B L"] | None = None,
 ) -> Float32[Array, "B L D"]:
-    """The EMA of packed documents (no padding among them) as a parallel scan over time with all states in memory."""
+    """The EMA as a parallel scan over time with all states in memory; packed documents without padding among them."""
 
     def then(left, right):
         return left[0] * right[0], right[0] * left[1] + right[1]
 
-    resets = state_resets(segment_ids)
-    factors = jnp.where(resets[..., None, None], jnp.zeros_like(q), q)
-    _, h = lax.associative_scan(then, (factors, (p * x[..., None]).astype(q.dtype)), axis=1)
+    inputs = (p * x[..., None]).astype(q.dtype)
+    factors = jnp.broadcast_to(q, inputs.shape)
+    if segment_ids is not None:
+        factors = jnp.where(state_resets(segment_ids)[..., None, None], jnp.zeros_like(q), q)
+    _, h = lax.associative_scan(then, (factors, inputs), axis=1)
     return jnp.sum(jnp.real(gamma * h), axis=-1)
