@@ -1,7 +1,8 @@
-"""Command line of the benchmarks: `python -m bench {cpu,gpu,compare,tune,training,inspect}`."""
+"""Command line of the benchmarks: `python -m bench {cpu,gpu,compare,tune,training,inspect,report}`."""
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from bench import (
@@ -21,6 +22,7 @@ from bench import (
 )
 from bench.gpu import command as gpu
 from bench.inspect import TARGETS
+from bench.performance import command as performance
 from bench.training import command as training
 from bench.tuning import command as tune
 from megalodon_jax.cli.arguments import positive_int, seed
@@ -35,7 +37,13 @@ _CPU = {
 _INSPECT = {"ops": ops.PRESETS, "parity": ops.PARITY | ops.SHORTFALLS} | {
     suite: {} for suite in ("model", "compile", "rotary", "tiles", "toeplitz")
 }
-_OTHERS = {"gpu": gpu.run, "compare": gpu.run_compare, "training": training.run, "tune": tune.run}
+_OTHERS = {
+    "gpu": gpu.run,
+    "compare": gpu.run_compare,
+    "training": training.run,
+    "tune": tune.run,
+    "report": performance.run,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,7 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.command == "cpu":
         if options.rounds and options.suite in ("stream", "precision"):
             parser.error(f"--rounds is not for --suite {options.suite}, where nothing is timed")
-        given = {"lengths": options.lengths, "rounds": options.rounds}
+        if options.png and options.suite != "ops":
+            parser.error(f"--png is not for --suite {options.suite}, of which there is no picture")
+        if options.png and find_spec("matplotlib") is None:
+            parser.error('--png needs matplotlib: pip install "megalodon-pallas[bench]"')
+        given = {"lengths": options.lengths, "rounds": options.rounds, "png": options.png}
         _CPU[options.suite](**{name: value for name, value in given.items() if value}, json_file=options.json)
         return
     if options.command in _OTHERS:
@@ -97,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(
         commands.add_parser("inspect", help="the GPU kernels without a GPU: static figures, and parity with float64")
     )
+    whole = commands.add_parser("report", help="the ops at full size beside their usual formulations, as Markdown")
+    performance.add_options(whole)
+    _add_json(whole)
     return parser
 
 
@@ -124,6 +139,9 @@ def _add_cpu(cpu: argparse.ArgumentParser) -> None:
         metavar="R",
         help=f"interleaved rounds (default: {cpu_ops.ROUNDS}; of model, {cpu_model.ROUNDS}); not for stream "
         "and precision, where nothing is timed",
+    )
+    cpu.add_argument(
+        "--png", type=_writable, metavar="FILE", help="ops: draw time, error and memory against the length"
     )
     _add_json(cpu)
 

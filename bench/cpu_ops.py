@@ -20,8 +20,10 @@ MEAN_DOCUMENT = 200
 SEED = 0
 
 
-def run(lengths: Sequence[int] = LENGTHS, rounds: int = ROUNDS, json_file: Path | None = None) -> None:
-    """Measure at each of `lengths`, print the tables, and write everything to `json_file` if given."""
+def run(
+    lengths: Sequence[int] = LENGTHS, rounds: int = ROUNDS, json_file: Path | None = None, png: Path | None = None
+) -> None:
+    """Measure at each of `lengths`, print the tables, write everything to `json_file` and draw it in `png` if given."""
     jax.config.update("jax_platforms", "cpu")
     lengths = sorted(set(lengths))
     record = {
@@ -51,6 +53,10 @@ def run(lengths: Sequence[int] = LENGTHS, rounds: int = ROUNDS, json_file: Path 
     print(report.text(record))
     if json_file is not None:
         report.write_json(record, json_file)
+    if png is not None:
+        from bench import pictures  # matplotlib is of the extra bench
+
+        pictures.cpu_ops(record, png)
 
 
 def summary(cases: Sequence[Case]) -> dict:

@@ -19,10 +19,15 @@ def text(record: dict) -> str:
 
 
 def write_json(record: dict, path: Path) -> None:
-    """Write `record` so that `path` holds either its old content or all of the new one."""
+    """Write `record` as `write_text` does."""
+    write_text(json.dumps(record, indent=1) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file so that it holds either its old content or all of the new one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(json.dumps(record, indent=1) + "\n")
+        partial.write_text(text)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -157,9 +157,9 @@ def test_json_is_replaced_as_a_whole(tmp_path):
 
 
 def test_cpu_command(tmp_path):
-    path = tmp_path / "out.json"
+    path, png = tmp_path / "out.json", tmp_path / "out.png"
     finished = subprocess.run(
-        [sys.executable, "-m", "bench", "cpu", "--lengths", "128", "64", "--rounds", "1", "--json", path],
+        [sys.executable, "-m", "bench", "cpu", "--lengths", "128", "64", "--rounds", "1", "--json", path, "--png", png],
         cwd=Path(bench.__file__).parents[1],
         env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},  # most of the time is compilation
         capture_output=True,
@@ -169,6 +169,7 @@ def test_cpu_command(tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert jax.__version__ in finished.stdout
     assert "Growth exponents" in finished.stdout
+    assert png.read_bytes().startswith(b"\x89PNG")
     record = json.loads(path.read_text())
     assert set(record) == {
         "versions", "machine", "config", "load_average", "parity", "cases", "targets", "growth"
@@ -194,6 +195,7 @@ def test_cpu_command(tmp_path):
         (["cpu", "--lengths", "-5"], "expected a positive integer, got '-5'"),
         (["cpu", "--rounds", "two"], "expected a positive integer, got 'two'"),
         (["cpu", "--json", "missing-folder/out.json"], "expected a file in an existing folder"),
+        (["cpu", "--suite", "model", "--png", "out.png"], "--png is not for --suite model"),
         ([], "required: command"),
     ],
 )

@@ -281,6 +281,28 @@ def test_meter_means_and_speed(config, monkeypatch):
     assert record["host_memory"] > 1e8
 
 
+def test_a_record_during_a_pause_starts_the_clock_anew(config, monkeypatch):
+    clock = iter([0.0, 10.0, 12.0, 18.0, 20.0, 24.0])
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
+    meter = throughput.Meter(config)
+    step = Metrics(*map(np.float32, (1.0, 1.0, 0.5)), np.int32(0), np.int32(0))
+    meter.add(step)  # at 10
+    with meter.paused():  # from 12 to 20
+        meter.record(1)  # at 18
+    meter.add(step)
+    record = meter.record(2)  # at 24
+    assert record is not None
+    assert record["step_seconds"] == 24 - 20
+
+
+@pytest.mark.thorough
+def test_the_host_waits_only_where_something_is_due(config, monkeypatch):
+    paused, pauses = throughput.Meter.paused, []
+    monkeypatch.setattr(throughput.Meter, "paused", lambda meter: pauses.append(None) or paused(meter))
+    train(config)
+    assert len(pauses) == len({4, 8, 12} | {3, 6, 9, 12})
+
+
 def test_peaks_and_products(config):
     assert throughput.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert throughput.peak_flops("NVIDIA H100 PCIe") == 756e12

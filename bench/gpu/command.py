@@ -78,7 +78,7 @@ def write(record: dict, folder: Path) -> None:
     """The record, the report and, where matplotlib is installed, the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     report.write_json(record, folder / "record.json")
-    (folder / "report.md").write_text(markdown.text(record))
+    report.write_text(markdown.text(record), folder / "report.md")
     if find_spec("matplotlib") is None:
         print('no pictures without matplotlib: pip install "megalodon-pallas[bench]"', file=sys.stderr)
         return

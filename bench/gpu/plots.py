@@ -7,16 +7,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-_PANEL = 3.2  # inches
-
-Curves = dict[str, list[tuple[float, float]]]  # points by name
+from bench.pictures import Curves, grid, panels
 
 
 def save(record: dict, folder: Path) -> list[Path]:
     """Write PNG files into a folder; of a kind that has nothing to show there is none."""
     pictures = {
-        "time": _panels(_times(record), "L", "ms", "log"),
-        "error": _panels(_errors(record), "L", "relative RMS error", "log"),
+        "time": panels(_times(record), "L", "ms", "log"),
+        "error": panels(_errors(record), "L", "relative RMS error", "log"),
         "roofline": _roofline(record),
     }
     written = []
@@ -54,29 +52,11 @@ def _of_several(found: dict[str, Any]) -> dict[str, Curves]:
     return {title: curves for title, curves in found.items() if len(lengths(curves)) > 1}
 
 
-def _panels(panels: dict[str, Curves], x: str, y: str, scale: Any) -> Figure | None:
-    """Panels of curves, up to four in a row."""
-    if not panels:
-        return None
-    columns = min(4, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = _grid(rows, columns)
-    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
-        for name, points in curves.items():
-            axis.plot(*zip(*sorted(set(points)), strict=True), marker="o", label=name)
-        axis.set(title=title, xlabel=x, ylabel=y, yscale=scale)
-        axis.set_xscale("log", base=2)
-        axis.legend(fontsize="small")
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    return figure
-
-
 def _roofline(record: dict) -> Figure | None:
     """Operations per second over operations for each byte, under the roof; problems without products over bytes."""
     if not record["cases"]:
         return None
-    figure, (left, right) = _grid(1, 2, scale=1.6)
+    figure, (left, right) = grid(1, 2, scale=1.6)
     roof = record["roofline"]
     places = [10.0 ** (step / 50) for step in range(201)]
     for dtype in ("bfloat16", "float32"):
@@ -99,8 +79,3 @@ def _scatter(axis, record: dict, point: Callable[[dict, dict], tuple[float, floa
                 points[name].append(point(case, one))
     for name, found in points.items():
         axis.scatter(*zip(*found, strict=True), s=16, label=name)
-
-
-def _grid(rows: int, columns: int, scale: float = 1.0):
-    figure = Figure(figsize=(1.3 * scale * _PANEL * columns, scale * _PANEL * rows), layout="constrained")
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)

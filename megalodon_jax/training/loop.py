@@ -120,20 +120,28 @@ class _Loop:
             self._evaluate()
         while not self._is_over():
             self._advance()
-            last = self.step == config.steps
             if self._due(config.log.every):
                 self._log()
-            with self._meter.paused():
-                if self._due(config.evaluation.every) or last:
-                    self._evaluate()
-                if self._due(config.samples.every):
-                    self._sample()
-                if self._due(config.checkpoint.every) or self.best.step == self.step or last:
-                    self._save()
+            self._between_steps()
         if self._saved != self.step:
             self._save()
         if self.ended_by is None:
             self._finish()
+
+    def _between_steps(self) -> None:
+        """What is due after this step; where nothing is, the host does not wait for the step."""
+        config, last = self._config, self.step == self._config.steps
+        evaluates, samples = self._due(config.evaluation.every) or last, self._due(config.samples.every)
+        saves = self._due(config.checkpoint.every) or last
+        if not (evaluates or samples or saves):
+            return
+        with self._meter.paused():
+            if evaluates:
+                self._evaluate()
+            if samples:
+                self._sample()
+            if saves or self.best.step == self.step:
+                self._save()
 
     def _is_over(self) -> bool:
         patience = self._config.evaluation.patience

@@ -67,7 +67,7 @@ class Meter:
         jax.block_until_ready(self._waiting)
         begun = time.perf_counter()
         yield
-        self._since += time.perf_counter() - begun
+        self._since += time.perf_counter() - max(begun, self._since)  # a record made meanwhile began anew
 
     def _speed(self, seconds: float) -> dict[str, float]:
         speed = {"step_seconds": seconds, "tokens_per_second": self._tokens / seconds}

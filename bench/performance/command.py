@@ -1,0 +1,74 @@
+"""`python -m bench report`: its options, and what they ask for."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import jax
+
+from bench import environment, ops
+from bench.gpu.suite_ops import chosen
+from bench.inspect import tools
+from bench.inspect.targets import find_target
+from bench.ops import Titled
+from bench.performance import compiled, document, executed
+from bench.report import write_json, write_text
+from megalodon_jax.cli.arguments import positive_int
+
+TARGET = "sm_90"
+NAMES = ("headline", "7B")
+ROUNDS = 3
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare them; `--json` is added by who calls."""
+    parser.add_argument(
+        "--spec",
+        nargs="+",
+        metavar="NAME",
+        help='only these problems, "complex_ema: 7B" or, of every op, "7B" (default: headline 7B)',
+    )
+    parser.add_argument("--rounds", type=positive_int, default=ROUNDS, metavar="R", help="interleaved rounds on CPU")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the report here")
+
+
+def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Compile, measure, print; bad input is for `parser` to report. Exits with 1 where wheels are missing."""
+    jax.config.update("jax_platforms", "cpu")
+    if options.out is not None and not options.out.parent.is_dir():
+        parser.error(f"--out: expected a file in an existing folder, got {str(options.out)!r}")
+    try:
+        specs = with_formulations(options.spec or NAMES)
+    except ValueError as error:
+        parser.error(str(error))
+    if reason := tools.missing():
+        sys.exit(reason)
+    load = environment.load_average()
+    record = {
+        "versions": tools.versions() | environment.versions(),
+        "machine": environment.machine() | {"memory_bytes": executed.memory()},
+        "revision": environment.revision(),
+        "rounds": options.rounds,
+        "card": find_target(TARGET).card,
+        "compiled": compiled.measure(specs, TARGET),
+        "executed": executed.measure(specs, options.rounds),
+    }
+    record["load_average"] = {"before": load, "after": environment.load_average()}
+    report = document.text(record)
+    print(report)
+    if options.json is not None:
+        write_json(record, options.json)
+    if options.out is not None:
+        write_text(report + "\n", options.out)
+
+
+def with_formulations(names: tuple[str, ...]) -> Titled:
+    """The specs of these names that have usual formulations.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = {title: spec for title, spec in chosen(ops.PRESETS, names).items() if ops.of(spec).baselines(spec)}
+    if not found:
+        raise ValueError(f"nobody's usual formulation is known of {', '.join(names)}")
+    return found
