@@ -31,8 +31,14 @@ def over_sequence(model: Model, axis: str) -> Model:
 
     Every device calls it with tokens [B, L] of its stretch, and L is a multiple of the chunk size. It takes neither
     cache nor mask nor documents. Losses are sums of those of the stretches (`shift=False`, since the target of a
-    stretch's last token is in the next one), gradients the sums of what devices find.
+    stretch's last token is in the next one), gradients the sums of what devices find. With dropout every device needs a
+    key of its own: fold `jax.lax.axis_index(axis)` into it.
+
+    Raises:
+        TypeError: another model, whose attention does not stay inside chunks.
     """
+    if not isinstance(model, MegalodonForCausalLM | MegalodonModel):
+        raise TypeError(f"over_sequence takes a MegalodonForCausalLM or MegalodonModel, got {type(model).__name__}.")
 
     def swapped(node):
         if isinstance(node, TimestepNorm):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from megalodon_jax.baselines import Llama, LlamaConfig
 from megalodon_jax.sequence_sharding import _power, over_sequence
 from tests import models
 
@@ -64,6 +65,13 @@ def test_powers_of_a_long_memory():
     np.testing.assert_allclose(_power(q, 100_003), exact, rtol=1e-6)
     slope = jax.grad(lambda q: jnp.real(_power(q, 100_003)[0, 0]))(q)
     np.testing.assert_allclose(slope[0, 0], 100_003 * exact[0, 0] / np.asarray(q)[0, 0], rtol=1e-5)
+
+
+def test_other_models_are_refused():
+    config = LlamaConfig(vocab_size=32, dim=16, depth=1, heads=2, dim_head=8, max_seq_len=32)
+    llama = Llama(config, key=jax.random.key(0))
+    with pytest.raises(TypeError, match="MegalodonForCausalLM or MegalodonModel, got Llama"):
+        over_sequence(llama, "sequence")
 
 
 def test_what_a_stretch_does_not_take():

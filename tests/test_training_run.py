@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from megalodon_jax.training import loop, models, throughput
+from megalodon_jax.training import loop
 from megalodon_jax.training.checkpoints import NONE_YET, Best, Checkpoints
 from megalodon_jax.training.config import TrainingConfig
 from megalodon_jax.training.folder import find_point
@@ -20,34 +21,16 @@ from megalodon_jax.training.loop import train
 from megalodon_jax.training.metrics import Recorder, read_metrics
 from megalodon_jax.training.optimizer import make_optimizer
 from megalodon_jax.training.run import Run
-from megalodon_jax.training.step import Metrics, State, initial_state
+from megalodon_jax.training.step import State, initial_state
 from tests.bigram import bigram, train_bigrams
+from tests.training_runs import bigram_run, changed
 
-TEXT = b"".join(b"%d green bottles hanging on the wall\n" % (count % 10) for count in range(100))
 LOSSES = ("train_loss", "gradient_norm", "learning_rate", "validation_loss", "evaluated_train_loss")
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch) -> TrainingConfig:
-    train_bigrams(monkeypatch)
-    (tmp_path / "text").write_bytes(TEXT)
-    return TrainingConfig.from_dict(
-        {
-            "run_dir": str(tmp_path / "run"), "steps": 12, "batch_size": 2, "accumulate": 2, "seed": 5,
-            "data": {"path": str(tmp_path / "text"), "sequence_length": 16},
-            "optimizer": {"learning_rate": 0.1, "schedule": "constant", "warmup_steps": 4},
-            "evaluation": {"every": 4, "windows": 3}, "checkpoint": {"every": 3, "keep": 2}, "log": {"every": 2},
-        }
-    )  # fmt: skip
-
-
-def changed(config: TrainingConfig, **changes) -> TrainingConfig:
-    """With `section__field=value` or `field=value`."""
-    values = config.to_dict()
-    for name, value in changes.items():
-        section, _, field = name.rpartition("__")
-        (values[section] if section else values)[field] = value
-    return TrainingConfig.from_dict(values)
+    return bigram_run(tmp_path, monkeypatch)
 
 
 def curve(config: TrainingConfig) -> list[dict]:
@@ -108,6 +91,14 @@ def test_sigterm_saves_and_the_run_can_go_on(config):
     assert point is not None
     assert point.step == 4
     assert int(final_state(config, 4).step) == 4
+
+
+def test_at_the_end_a_signal_does_what_it_does_elsewhere(config, monkeypatch):
+    """Everything is saved, and reading a long text to its end may take long."""
+    monkeypatch.setattr(Run, "evaluate_sequentially", lambda *_: os.kill(os.getpid(), signal.SIGINT) or {})
+    with pytest.raises(KeyboardInterrupt):
+        train(changed(config, evaluation__sequential="validation"))
+    assert int(final_state(config, 12).step) == 12
 
 
 def test_two_interrupts_end_at_once(config):
@@ -182,31 +173,14 @@ def test_nothing_is_written_for_a_run_that_cannot_be(config):
     for wrong, message in (
         ({"data__path": "nowhere"}, "nowhere cannot be read"),
         ({"data__split": [0.5, 0.5, 0], "evaluation__sequential": "test"}, "leaves no test part"),
-        ({"data__tokens": "uint16"}, "the model has 256 tokens"),
+        ({"data__tokens": "uint16"}, "the data holds token [0-9]+, the model has 256 tokens"),
+        ({"data__document_separator": 256}, "below megalodon.vocab_size 256, got 256"),
+        ({"gpt": {"depth": 3}}, "unknown key gpt.depth"),
         ({"megalodon": {"width": 3}}, "unknown key megalodon.width"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             train(changed(config, **wrong))
         assert not Path(config.run_dir).exists()
-
-
-def test_the_profiler_traces_its_window(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(jax.profiler, "start_trace", seen.append)
-    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append("stop"))
-    for window, steps, expected in (
-        (None, range(6), [0, 1, 2, 3, 4, 5]),
-        ((2, 4), range(6), [0, 1, "trace", 2, 3, "stop", 4, 5]),
-        ((2, 9), range(4), [0, 1, "trace", 2, 3, "stop"]),
-        ((2, 4), range(3, 6), ["trace", 3, "stop", 4, 5]),
-        ((2, 4), range(5, 7), [5, 6]),
-    ):
-        seen.clear()
-        with loop.profiler(window, Path("trace")) as at:
-            for step in steps:
-                at(step)
-                seen.append(step)
-        assert seen == expected
 
 
 def test_checkpoints_keep_the_latest_and_the_best(tmp_path):
@@ -230,6 +204,39 @@ def test_checkpoints_keep_the_latest_and_the_best(tmp_path):
             ValueError, match=re.escape("parameters is ((300, 300), 'float32'), expected ((300, 301), 'float32')")
         ):
             checkpoints.restore(5, fresh()._replace(parameters=jnp.zeros((300, 301))))
+
+
+def test_a_finished_run_without_its_checkpoints_stays(config):
+    """`--resume auto` begins anew where nothing is, or this run had begun; nothing else is removed."""
+    train(changed(config, steps=3))
+    run = Path(config.run_dir)
+    shutil.rmtree(run / "checkpoints")
+    (run / "final").mkdir()
+    with pytest.raises(ValueError, match="holds a run already"):
+        train(config, resume="auto")
+    (run / "final").rmdir()
+    with pytest.raises(ValueError, match="holds a run already"):
+        train(changed(config, seed=6), resume="auto")
+    assert {record["step"] for record in curve(config)} == {0, 2, 3}
+    assert train(config, resume="auto").step == 12  # this very run, ended before its first checkpoint
+    other = changed(config, run_dir=str(run.parent / "other"))
+    Path(other.run_dir).mkdir()
+    (Path(other.run_dir) / "config.yaml").write_text("theirs: 1")
+    with pytest.raises(ValueError, match="holds a run already"):
+        train(other, resume="auto")
+    assert (Path(other.run_dir) / "config.yaml").read_text() == "theirs: 1"
+
+
+def test_a_damaged_checkpoint_is_named_and_nothing_written(config):
+    train(changed(config, steps=3))
+    run = Path(config.run_dir)
+    for file in (run / "checkpoints" / "3" / "state").rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(b"")
+    before = (run / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match=r"the checkpoint of step 3 in .* cannot be read .*; remove it, or go on from"):
+        train(config, resume="auto")
+    assert (run / "config.yaml").read_bytes() == before
 
 
 def test_an_unfinished_checkpoint_is_none(config):
@@ -257,59 +264,6 @@ def test_records_of_later_steps_are_removed(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(ValueError, match="line 2, is no record of a run: 'nonsense'"):
         read_metrics(tmp_path / "metrics.jsonl")
-
-
-def test_meter_means_and_speed(config, monkeypatch):
-    clock = iter([0.0, 10.0, 12.0, 20.0, 26.0, 30.0])
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(throughput, "peak_flops", lambda: 1e9)
-    meter = throughput.Meter(config)
-    step = lambda loss, skipped=0: Metrics(*map(np.float32, (loss, 1.0, 0.5)), np.int32(skipped), np.int32(skipped))  # noqa: E731
-    assert meter.record(0) is None
-    meter.add(step(3.0))  # at 10
-    meter.add(step(np.nan, 1))
-    meter.add(step(1.0, 1))
-    with meter.paused():  # from 12 to 20
-        pass
-    record = meter.record(3)  # at 26
-    assert record is not None
-    assert record["train_loss"] == 2.0
-    assert (record["skipped"], record["tokens"]) == (1, 3 * 2 * 2 * 16)
-    assert record["step_seconds"] == (26 - 10 - 8) / 2
-    assert record["tokens_per_second"] == 64 / 4
-    assert record["mfu"] == pytest.approx(throughput.flops_per_token(config) * 16 / 1e9)
-    assert record["host_memory"] > 1e8
-
-
-def test_a_record_during_a_pause_starts_the_clock_anew(config, monkeypatch):
-    clock = iter([0.0, 10.0, 12.0, 18.0, 20.0, 24.0])
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
-    meter = throughput.Meter(config)
-    step = Metrics(*map(np.float32, (1.0, 1.0, 0.5)), np.int32(0), np.int32(0))
-    meter.add(step)  # at 10
-    with meter.paused():  # from 12 to 20
-        meter.record(1)  # at 18
-    meter.add(step)
-    record = meter.record(2)  # at 24
-    assert record is not None
-    assert record["step_seconds"] == 24 - 20
-
-
-@pytest.mark.thorough
-def test_the_host_waits_only_where_something_is_due(config, monkeypatch):
-    paused, pauses = throughput.Meter.paused, []
-    monkeypatch.setattr(throughput.Meter, "paused", lambda meter: pauses.append(None) or paused(meter))
-    train(config)
-    assert len(pauses) == len({4, 8, 12} | {3, 6, 9, 12})
-
-
-def test_peaks_and_products(config):
-    assert throughput.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert throughput.peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert throughput.peak_flops("cpu") is None
-    assert throughput.peak_flops() is None
-    products = models.attention_products(config)
-    assert throughput.flops_per_token(config) == 6 * (256 * 256 + products)
 
 
 def test_facts_survive_json():

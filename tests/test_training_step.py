@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from megalodon_jax.architectures import abstract_model
@@ -124,6 +125,18 @@ def test_a_step_that_is_not_finite_changes_only_counters():
     assert math.isfinite(metrics.loss)
     assert (int(metrics.skipped), int(metrics.bad), int(good.step)) == (2, 0, 4)
     assert not np.array_equal(good.parameters.weight, before[0].weight)
+
+
+def test_a_change_that_is_not_finite_is_not_made():
+    """Though loss and gradients are finite."""
+    optimizer = optax.GradientTransformation(
+        lambda parameters: (), lambda g, state, _: (jax.tree.map(lambda a: a / 0.0, g), state)
+    )
+    state, static = initial_state(bigram(), optimizer, seed=0)
+    state, metrics = make_step(static, optimizer)(state, cut(batch(), 2), RATE)
+    assert math.isfinite(metrics.loss)
+    assert int(metrics.bad) == 1
+    np.testing.assert_array_equal(state.parameters.weight, bigram().weight)
 
 
 def by_hand(config: Optimizer, weight, gradients, rate):

@@ -28,7 +28,10 @@ def add_parser(subcommands) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is in run_dir")
     add_processes(parser)
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="change the config: steps=200 data.path=text.txt model=llama"
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="change the config: steps=200 data.path=text.txt model=llama; together, before or behind all options",
     )
     parser.set_defaults(run=run)
 

@@ -53,7 +53,8 @@ class Checkpoints:
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy([latest, best]),
-            read_only=keep is None, create=keep is not None, cleanup_tmp_directories=keep is not None,
+            read_only=keep is None, save_interval_steps=0 if keep is None else 1,
+            create=keep is not None, cleanup_tmp_directories=keep is not None,
         )  # fmt: skip
         handlers = {"state": ocp.StandardCheckpointHandler(), "facts": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers)
@@ -71,15 +72,19 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def facts(self, step: int) -> tuple[dict[str, Any], Best]:
-        """Config and best of a checkpoint."""
-        facts = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
+        """Config and best of a checkpoint.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        facts = self._read(step, facts=ocp.args.JsonRestore())
         return facts["config"], NONE_YET if facts["best"] is None else Best(**facts["best"])
 
     def restore(self, step: int, like: State) -> State:
         """The state of a checkpoint, bit for bit, where the arrays of `like` are, which says what is expected.
 
         Raises:
-            ValueError: other arrays, shapes or dtypes are there.
+            ValueError: other arrays, shapes or dtypes are there, or it is damaged.
         """
         found = self._manager.item_metadata(step)["state"]
         there = {name: (tuple(a.shape), jnp.dtype(a.dtype).name) for name, a in found.items()}
@@ -93,9 +98,19 @@ class Checkpoints:
         expected = {
             name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for name, a in _named(like).items()
         }
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(expected))
-        found = self._manager.restore(step, args=arguments)["state"]
+        found = self._read(step, state=ocp.args.StandardRestore(expected))
         return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in expected])
+
+    def _read(self, step: int, **item: Any) -> Any:
+        (name,) = item
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+        except Exception as error:  # orbax and tensorstore raise what they like
+            raise ValueError(
+                f"the checkpoint of step {step} in {self._manager.directory} cannot be read "
+                f"({' '.join(str(error).split())[:300]}); remove it, or go on from another one (--resume "
+                f"RUN/checkpoints/STEP)"
+            ) from error
 
     def forget_after(self, step: int) -> None:
         """Remove the checkpoints of later steps: the run goes on from this one."""

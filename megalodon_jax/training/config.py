@@ -71,9 +71,9 @@ class Optimizer:
     decay_steps: Positive | None = None
     min_learning_rate: NonNegativeFloat = 0.0
     weight_decay: NonNegativeFloat = 0.1
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.95
-    epsilon: PositiveFloat = 1e-8
+    beta1: Annotated[float, Range(0, 1, below=True)] = 0.9
+    beta2: Annotated[float, Range(0, 1, below=True)] = 0.95
+    epsilon: Annotated[float, Range(1e-30)] = 1e-8
     gradient_clip: NonNegativeFloat = 1.0
     most_bad_steps: Positive = 10
 

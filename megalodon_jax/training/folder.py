@@ -12,7 +12,7 @@ from typing import NamedTuple
 from megalodon_jax.atomic import leftovers, replacing
 from megalodon_jax.training.checkpoints import Best, Checkpoints
 from megalodon_jax.training.config import TrainingConfig
-from megalodon_jax.training.config_files import to_yaml
+from megalodon_jax.training.config_files import load, to_yaml
 from megalodon_jax.training.processes import is_first, together
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
@@ -34,8 +34,8 @@ def find_point(config: TrainingConfig, resume: str | None, overwrite: bool) -> P
 
     Args:
         config: of the run to be.
-        resume: "auto": the latest checkpoint in config.run_dir, if there is one; a path: a run, or one of its
-            checkpoints; None: a new run.
+        resume: "auto": the latest checkpoint in config.run_dir, or a new run where this one had none yet; a path: a run,
+            or one of its checkpoints; None: a new run.
         overwrite: may what is in config.run_dir go away?
 
     Raises:
@@ -43,7 +43,10 @@ def find_point(config: TrainingConfig, resume: str | None, overwrite: bool) -> P
     """
     folder = Path(config.run_dir)
     found = _newest(folder) if resume == _AUTO else None if resume is None else _named(Path(resume))
-    goes_on_here = resume == _AUTO or (found is not None and _same(found[0], folder / CHECKPOINTS))
+    if found is None:
+        goes_on_here = resume == _AUTO and _ended_before_a_checkpoint(folder, config)
+    else:
+        goes_on_here = _same(found[0], folder / CHECKPOINTS)
     if _holds_run(folder) and not goes_on_here and not overwrite:
         raise ValueError(
             f"{folder} holds a run already; go on with it (--resume auto), replace it (--overwrite), "
@@ -108,6 +111,16 @@ def _named(path: Path) -> tuple[Path, int]:
 
 def _holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in _OURS)
+
+
+def _ended_before_a_checkpoint(folder: Path, config: TrainingConfig) -> bool:
+    """Is what is there no more than the beginning of this very run?"""
+    if (folder / FINAL).exists() or not (folder / CONFIG).is_file():
+        return False
+    try:
+        return not config.differences(load(str(folder / CONFIG)))
+    except ValueError:
+        return False
 
 
 def _same(first: Path, second: Path) -> bool:

@@ -54,7 +54,8 @@ def open_run(config: TrainingConfig, *, resume: str | None = None, overwrite: bo
         resume, overwrite: as in `folder.find_point`.
 
     Raises:
-        ValueError: bad data, a model section that is not allowed, or a folder as in `find_point`; nothing is written.
+        ValueError: bad data, a model section that is not allowed, a folder as in `find_point`, or a checkpoint that
+            cannot be read; nothing is written.
         OSError: the data cannot be read, or the folder not be written.
     """
     if config.compilation_cache is not None:
@@ -66,6 +67,9 @@ def open_run(config: TrainingConfig, *, resume: str | None = None, overwrite: bo
         resume = config.run_dir
     point = find_point(config, resume, overwrite)
     run = Run(config)
+    if point is not None:
+        with Checkpoints(point.checkpoints, None) as source:
+            run.state = source.restore(point.step, run.state)
     prepare(config, point)
     return run, point
 
@@ -97,12 +101,10 @@ class _Loop:
         self._checkpoints = resources.enter_context(Checkpoints(self._folder / CHECKPOINTS, config.checkpoint.keep))
         self.step, self.best, self._saved = 0, NONE_YET, -1
         if point is not None:
-            with Checkpoints(point.checkpoints, None) as source:
-                run.state = source.restore(point.step, run.state)
             self._checkpoints.forget_after(point.step)
             self.step, self.best = point.step, point.best
             self._saved = point.step if point.step in self._checkpoints.steps() else -1
-        self._state = run.state
+        self._state, self._under_way = run.state, None
         self._write = _silent
         if is_first():
             recorder = Recorder(self._folder, self.step, config.log.tensorboard, show)
@@ -126,10 +128,11 @@ class _Loop:
         if self._saved != self.step:
             self._save()
         if self.ended_by is None:
+            self._request.let_go()  # everything is saved: what follows may be interrupted
             self._finish()
 
     def _between_steps(self) -> None:
-        """What is due after this step; where nothing is, the host does not wait for the step."""
+        """What is due after this step; where nothing is, the host does not wait for it."""
         config, last = self._config, self.step == self._config.steps
         evaluates, samples = self._due(config.evaluation.every) or last, self._due(config.samples.every)
         saves = self._due(config.checkpoint.every) or last
@@ -155,9 +158,12 @@ class _Loop:
         return every > 0 and self.step % every == 0
 
     def _advance(self) -> None:
-        self._profile(self.step)
+        """One step, of which only the one before is waited for: the host gets the next ready meanwhile."""
+        self._profile(self.step, self._under_way)
         rate = np.float32(learning_rate(self._config.optimizer, self._config.steps, self.step))
         self._state, metrics = self._run.step(self._state, self._batches.next(), rate)
+        jax.block_until_ready(self._under_way)
+        self._under_way = metrics
         self.step += 1
         self._meter.add(metrics)
 
@@ -169,7 +175,7 @@ class _Loop:
         if record["bad_in_a_row"] >= self._config.optimizer.most_bad_steps:
             raise Diverged(
                 f"the last {record['bad_in_a_row']} losses or gradients up to step {self.step} were not finite; "
-                f"use a smaller optimizer.learning_rate than {self._config.optimizer.learning_rate:g}"
+                f"use a smaller optimizer.learning_rate than {self._config.optimizer.learning_rate:g}, in a new run"
             )
 
     def _evaluate(self) -> None:
@@ -201,14 +207,15 @@ def _silent(step: int, values: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def profiler(steps: tuple[int, int] | None, folder: Path) -> Iterator[Callable[[int], None]]:
-    """To be called before every step: traces those from steps[0] up to steps[1]."""
+def profiler(steps: tuple[int, int] | None, folder: Path) -> Iterator[Callable[[int, Any], None]]:
+    """To be called before every step, with what the step before gives: traces those from steps[0] up to steps[1]."""
     running = False
 
-    def at(step: int) -> None:
+    def at(step: int, under_way: Any) -> None:
         nonlocal running
         if steps is None or running == (steps[0] <= step < steps[1]):
             return
+        jax.block_until_ready(under_way)
         if running:
             jax.profiler.stop_trace()
         else:

@@ -25,6 +25,15 @@ def model_config(config: TrainingConfig) -> Any:
     """
     fields, kind = getattr(config, config.model), architectures()[config.model].config
     found = read_section(kind, _of_bytes(config.model) | fields, config.model + ".")
+    for other, one in architectures().items():
+        if getattr(config, other) and other != config.model:
+            read_section(one.config, getattr(config, other), other + ".")
+    separator = config.data.document_separator
+    if separator is not None and separator >= found.vocab_size:
+        raise ValueError(
+            f"data.document_separator must be a token of the model, below {config.model}.vocab_size "
+            f"{found.vocab_size}, got {separator}"
+        )
     if config.data.tokens == "bytes" and found.vocab_size < BYTES:
         raise ValueError(f"{config.model}.vocab_size must be at least {BYTES} for bytes, got {found.vocab_size}")
     if found.effective_output_size != found.vocab_size:

@@ -13,7 +13,7 @@ from megalodon_jax.training.evaluation import Evaluator
 from megalodon_jax.training.optimizer import make_optimizer
 from megalodon_jax.training.pretrained import load_pretrained
 from megalodon_jax.training.sharded import devices_of
-from megalodon_jax.training.sources import describe, read_tokens
+from megalodon_jax.training.sources import describe, largest_token, read_tokens
 from megalodon_jax.training.splits import split
 from megalodon_jax.training.step import State, initial_state, make_step
 
@@ -35,7 +35,13 @@ class Run:
         self.config, data = config, config.data
         sizes = models.model_config(config)
         self._vocabulary, self._compute_dtype = sizes.vocab_size, jnp.dtype(sizes.compute_dtype).name
-        self.parts = split(read_tokens(data.path, data.tokens), data.split, data.sequence_length + 1)
+        tokens = read_tokens(data.path, data.tokens)
+        if (largest := largest_token(tokens)) >= self._vocabulary:
+            raise ValueError(
+                f"the data holds token {largest}, the model has {self._vocabulary} tokens; data.tokens says how the "
+                "file is read"
+            )
+        self.parts = split(tokens, data.split, data.sequence_length + 1)
         if config.evaluation.sequential == "test" and len(self.parts.test) < 2:
             raise ValueError(f"evaluation.sequential is test, and data.split {data.split} leaves no test part")
         self._windows = {
@@ -47,7 +53,6 @@ class Run:
         pretrained = config.init_from == "gpt2"
         model = load_pretrained(config) if pretrained else models.build(config, jax.random.key(config.seed))
         self._devices = devices_of(config.mesh, eqx.filter(model, eqx.is_array))
-        self.batch(0)  # a token that the model does not have is found before anything is compiled
         optimizer = make_optimizer(config.optimizer, self._devices.norm)
         self.state, self._static = initial_state(model, optimizer, config.seed, self._devices)
         self.step = make_step(self._static, optimizer, self._devices)

@@ -17,18 +17,20 @@ Section = TypeVar("Section")
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `least` to `most`, or above `least` alone where it is `excluded`."""
+    """Numbers from `least` to `most`: without `least` where it is `excluded`, without `most` if they are `below` it."""
 
     least: int | float
     most: int | float = math.inf
     excluded: bool = False
+    below: bool = False
 
     def __contains__(self, value: int | float) -> bool:
-        return (self.least < value if self.excluded else self.least <= value) and value <= self.most
+        above = self.least < value if self.excluded else self.least <= value
+        return above and (value < self.most if self.below else value <= self.most)
 
     def __str__(self) -> str:
         least = f"{'above' if self.excluded else 'at least'} {self.least:g}"
-        return least if self.most == math.inf else f"{least} and at most {self.most:g}"
+        return least if self.most == math.inf else f"{least} and {'below' if self.below else 'at most'} {self.most:g}"
 
 
 Positive = Annotated[int, Range(1)]

@@ -4,20 +4,29 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Request:
-    """`came` is the signal that came, or None."""
+    """`came` is the signal that came, or None; `before` are the handlers that it stands in for."""
 
-    came: signal.Signals | None = None
+    def __init__(self):
+        self.came: signal.Signals | None = None
+        self.before: dict[signal.Signals, Any] = {}
 
     def __call__(self, number: int, _frame) -> None:
         """Note the signal; the second one interrupts at once."""
         if self.came is not None:
             raise KeyboardInterrupt("stopped at once by a second signal")
         self.came = signal.Signals(number)
+
+    def let_go(self) -> None:
+        """From now on signals do what they did before the block."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
 
 
 @contextmanager
@@ -27,9 +36,8 @@ def stop_requests() -> Iterator[Request]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request) for number in _SIGNALS}
+    request.before = {number: signal.signal(number, request) for number in _SIGNALS}
     try:
         yield request
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        request.let_go()

@@ -9,6 +9,7 @@ from jaxtyping import UInt
 
 from megalodon_jax.training.python_text import DESCRIPTION, python_text
 
+_BLOCK = 2**24  # tokens
 DTYPES = {"bytes": np.dtype(np.uint8), "uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
@@ -42,6 +43,11 @@ def read_tokens(path: str | Path | None, tokens: str = "bytes") -> UInt[np.ndarr
             f"({tokens})"
         )
     return content.view(dtype)
+
+
+def largest_token(tokens: UInt[np.ndarray, " N"]) -> int:
+    """Of all, read block by block; 0 if there is none."""
+    return max((int(tokens[start : start + _BLOCK].max()) for start in range(0, len(tokens), _BLOCK)), default=0)
 
 
 def describe(path: str | Path | None) -> str:

@@ -2,8 +2,9 @@
 
     L = sum_i L_i / sum_i n_i,     L_i: sum of the losses of micro-batch i,     n_i: its targets that count
 
-so micro-batches give what the batch of all their rows would give, however many targets each of them ignores. A loss or
-gradient that is not finite changes nothing but the counters. On several devices these are sums over all of them.
+so micro-batches give what the batch of all their rows would give, however many targets each of them ignores. A loss,
+gradient or change that is not finite changes nothing but the counters. On several devices these are sums over all of
+them.
 """
 
 from collections.abc import Callable
@@ -120,10 +121,10 @@ def update(
 ) -> tuple[State, Metrics]:
     """The state after these gradients, or the old one with its counters moved on where they are not finite."""
     norm = devices.norm(gradients)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats
         changes, moments = optimizer.update(gradients, state.optimizer, state.parameters)
     changes = jax.tree.map(lambda u: u * (-rate).astype(u.dtype), changes)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(devices.norm(changes))
     keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
     parameters = jax.tree.map(keep, optax.apply_updates(state.parameters, changes), state.parameters)
     moments = jax.tree.map(keep, moments, state.optimizer)

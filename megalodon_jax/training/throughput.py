@@ -22,7 +22,8 @@ from megalodon_jax.training.step import Metrics
 
 # Part of jax's device_kind -> FLOP/s; the first that fits counts.
 _PEAKS = {
-    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
+    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
+    "L40": 181e12, "L4": 121e12,
     "RTX 5090": 209.5e12, "RTX 4090": 165.2e12, "RTX 3090": 71e12,
 }  # fmt: skip
 
@@ -42,6 +43,7 @@ class Meter:
         if self._compiled:
             self._timed += 1
         else:
+            jax.block_until_ready(metrics)
             self._since, self._compiled = time.perf_counter(), True
 
     def record(self, step: int) -> dict[str, Any] | None:
