@@ -5,6 +5,8 @@
 Orbax writes and prunes them. It is given our own folders alone, and told which arrays to expect.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +88,8 @@ class Checkpoints:
         Raises:
             ValueError: other arrays, shapes or dtypes are there, or it is damaged.
         """
-        found = self._manager.item_metadata(step)["state"]
+        with self._readable(step):
+            found = self._manager.item_metadata(step)["state"]
         there = {name: (tuple(a.shape), jnp.dtype(a.dtype).name) for name, a in found.items()}
         wanted = {name: (a.shape, a.dtype.name) for name, a in _named(like).items()}
         if wrong := sorted(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name)):
@@ -103,13 +106,18 @@ class Checkpoints:
 
     def _read(self, step: int, **item: Any) -> Any:
         (name,) = item
-        try:
+        with self._readable(step):
             return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+
+    @contextmanager
+    def _readable(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # orbax and tensorstore raise what they like
             raise ValueError(
                 f"the checkpoint of step {step} in {self._manager.directory} cannot be read "
                 f"({' '.join(str(error).split())[:300]}); remove it, or go on from another one (--resume "
-                f"RUN/checkpoints/STEP)"
+                "RUN/checkpoints/STEP)"
             ) from error
 
     def forget_after(self, step: int) -> None:

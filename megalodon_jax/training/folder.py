@@ -34,7 +34,7 @@ def find_point(config: TrainingConfig, resume: str | None, overwrite: bool) -> P
 
     Args:
         config: of the run to be.
-        resume: "auto": the latest checkpoint in config.run_dir, or a new run where this one had none yet; a path: a run,
+        resume: "auto": the latest checkpoint in config.run_dir, or a new run where it had none yet; a path: a run,
             or one of its checkpoints; None: a new run.
         overwrite: may what is in config.run_dir go away?
 
