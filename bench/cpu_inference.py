@@ -54,6 +54,7 @@ def measure(config: MegalodonConfig, lengths: Sequence[int], rounds: int, far: i
     samples["generation"] = interleaved({str(batch): _generate(model, batch) for batch in BATCHES}, rounds)
     return {
         "versions": environment.versions(),
+        "revision": environment.revision(),
         "machine": environment.machine(),
         "load_average": {"before": load, "after": environment.load_average()},
         "config": {"suite": "inference", "rounds": rounds, "far": far, "model": config.to_json()},

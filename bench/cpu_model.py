@@ -68,6 +68,7 @@ def measure(small: MegalodonConfig, decoded: MegalodonConfig, lengths: Sequence[
     samples["decode, a token"] = interleaved_tokens(decoding_programs(decoded), rounds)
     return {
         "versions": environment.versions(),
+        "revision": environment.revision(),
         "machine": environment.machine(),
         "load_average": {"before": load, "after": environment.load_average()},
         "config": {"suite": "model", "rounds": rounds, "small": small.to_json(), "decoded": decoded.to_json()},

@@ -28,6 +28,7 @@ def run(
     lengths = sorted(set(lengths))
     record = {
         "versions": environment.versions(),
+        "revision": environment.revision(),
         "machine": environment.machine(),
         "config": {
             "suite": "ops",

@@ -34,7 +34,12 @@ TOKENS, INPUTS, OUTPUTS = 512, 256, 384
 def run(lengths: Sequence[int] = STEPS, json_file: Path | None = None) -> None:
     """Print errors, and losses after these numbers of steps; write everything to `json_file` if given."""
     jax.config.update("jax_platforms", "cpu")
-    record = {"versions": environment.versions(), "machine": environment.machine(), "products": products()}
+    record = {
+        "versions": environment.versions(),
+        "revision": environment.revision(),
+        "machine": environment.machine(),
+        "products": products(),
+    }
     print(", ".join(f"{name} {version}" for name, version in record["versions"].items()))
     print(f"\ny = x w^T of normal numbers, x [{TOKENS}, {INPUTS}], w [{OUTPUTS}, {INPUTS}]: relative RMS error")
     rows = [[kind, *(f"{error:.1e}" for error in found.values())] for kind, found in record["products"].items()]

@@ -36,7 +36,12 @@ MOST = 5e-6  # relative RMS error of the logits
 def run(lengths: Sequence[int] = LENGTHS, json_file: Path | None = None) -> None:
     """Print the error along streams of these lengths, and write everything to `json_file` if given."""
     jax.config.update("jax_platforms", "cpu")
-    record = {"versions": environment.versions(), "machine": environment.machine(), "streams": []}
+    record = {
+        "versions": environment.versions(),
+        "revision": environment.revision(),
+        "machine": environment.machine(),
+        "streams": [],
+    }
     print(", ".join(f"{name} {version}" for name, version in record["versions"].items()))
     for length, mode in itertools.product(lengths, MODES):
         print(f"{mode}: {length} tokens, and the float64 model ...", file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from bench import report
+from bench import environment, report
 from bench.inspect import compile_program, tools
 from bench.inspect.targets import find_target
 from bench.model_programs import MODEL_S, Shape, program
@@ -23,7 +23,11 @@ def run(json_file: Path | None = None) -> None:
     jax.config.update("jax_platforms", "cpu")
     if reason := tools.missing():
         sys.exit(reason)
-    record = {"versions": tools.versions(), "ways": {way: seconds(scan) for way, scan in WAYS.items()}}
+    record = {
+        "versions": tools.versions(),
+        "revision": environment.revision(),
+        "ways": {way: seconds(scan) for way, scan in WAYS.items()},
+    }
     print(text(record))
     if json_file is not None:
         report.write_json(record, json_file)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from bench import model_report, model_targets, report
+from bench import environment, model_report, model_targets, report
 from bench.inspect import Program, compile_program, tools
 from bench.inspect.targets import find_target
 from bench.model_programs import LARGE, MODEL_S, PROGRAMS, Shape, large, program
@@ -62,7 +62,11 @@ def run(targets: Sequence[str] = TARGETS, json_file: Path | None = None) -> None
     jax.config.update("jax_platforms", "cpu")
     if reason := tools.missing():
         sys.exit(reason)
-    record = {"versions": tools.versions(), "targets": [_target(target) for target in dict.fromkeys(targets)]}
+    record = {
+        "versions": tools.versions(),
+        "revision": environment.revision(),
+        "targets": [_target(target) for target in dict.fromkeys(targets)],
+    }
     print(model_report.text(record))
     if json_file is not None:
         report.write_json(record, json_file)

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bench import attention_targets, compile_times, ema_targets, inspect_report, norm_targets, ops, report
+from bench import attention_targets, compile_times, ema_targets, environment, inspect_report, norm_targets, ops, report
 from bench.figures import ProgramFigures, figures
 from bench.inspect import tools
 from bench.inspect.targets import find_target
@@ -37,6 +37,7 @@ def run(specs: Titled | None = None, targets: Sequence[str] = TARGETS, json_file
     detailed = chosen if specs else VERDICTS
     record = {
         "versions": tools.versions(),
+        "revision": environment.revision(),
         "targets": [
             {
                 "target": target,

@@ -30,6 +30,7 @@ def run(specs: Titled | None = None, json_file: Path | None = None, *, seed: int
         entries.append({"op": ops.of(spec).NAME, "spec": spec.name, "lines": compare(spec, seed)})
     record = {
         "versions": environment.versions(),
+        "revision": environment.revision(),
         "seed": seed,
         "policy": {
             "factor": tolerance.FACTOR,

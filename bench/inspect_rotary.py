@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from bench import ops, report
+from bench import environment, ops, report
 from bench.figures import figures
 from bench.inspect import Program, compile_program, tools
 from bench.inspect.lowering import lower, triton_calls
@@ -50,7 +50,11 @@ def run(json_file: Path | None = None) -> None:
     if reason := tools.missing():
         sys.exit(reason)
     found = [form for mode in MODES for form in forms(mode)]
-    record = {"versions": tools.versions(), "forms": [asdict(form) for form in found]}
+    record = {
+        "versions": tools.versions(),
+        "revision": environment.revision(),
+        "forms": [asdict(form) for form in found],
+    }
     print(text(record))
     if json_file is not None:
         report.write_json(record, json_file)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from bench import ops, report
+from bench import environment, ops, report
 from bench.figures import figures
 from bench.inspect import tools
 from bench.inspect.cost import L2_BANDWIDTH, cache_us
@@ -52,7 +52,11 @@ def run(json_file: Path | None = None) -> None:
     if reason := tools.missing():
         sys.exit(reason)
     found = [choice(kernel, tiles) for kernel, others in OTHERS.items() for tiles in (None, *others)]
-    record = {"versions": tools.versions(), "choices": [asdict(one) for one in found]}
+    record = {
+        "versions": tools.versions(),
+        "revision": environment.revision(),
+        "choices": [asdict(one) for one in found],
+    }
     print(text(record))
     if json_file is not None:
         report.write_json(record, json_file)

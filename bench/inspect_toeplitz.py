@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from bench import ops, report, toeplitz
+from bench import environment, ops, report, toeplitz
 from bench.figures import figures
 from bench.inspect import compile_program, model, tensor_us, tools
 from bench.inspect.cost import L2_BANDWIDTH, cache_us
@@ -57,7 +57,11 @@ def run(json_file: Path | None = None) -> None:
     if reason := tools.missing():
         sys.exit(reason)
     passes = [*kernels(), *(one for shape in SHAPES for one in formulation(shape))]
-    record = {"versions": tools.versions(), "passes": [asdict(one) | {"bound_us": one.bound_us} for one in passes]}
+    record = {
+        "versions": tools.versions(),
+        "revision": environment.revision(),
+        "passes": [asdict(one) | {"bound_us": one.bound_us} for one in passes],
+    }
     print(text(record))
     if json_file is not None:
         report.write_json(record, json_file)

@@ -172,7 +172,7 @@ def test_cpu_command(tmp_path):
     assert png.read_bytes().startswith(b"\x89PNG")
     record = json.loads(path.read_text())
     assert set(record) == {
-        "versions", "machine", "config", "load_average", "parity", "cases", "targets", "growth"
+        "versions", "revision", "machine", "config", "load_average", "parity", "cases", "targets", "growth"
     }  # fmt: skip
     assert record["config"]["lengths"] == [64, 128]
     assert [(case["length"], case["mode"]) for case in record["cases"]] == [(n, m) for n in (64, 128) for m in MODES]

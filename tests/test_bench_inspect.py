@@ -58,7 +58,7 @@ def test_ops_command(tmp_path):
     ):
         assert expected in finished.stdout
     record = json.loads(path.read_text())
-    assert list(record) == ["versions", "targets"]
+    assert list(record) == ["versions", "revision", "targets"]
     assert [target["target"] for target in record["targets"]] == ["sm_90", "sm_80"]
     for target in record["targets"]:
         assert [entry["op"] for entry in target["specs"]] == ["timestep_norm", "complex_ema"]
@@ -220,7 +220,7 @@ def test_parity_command(monkeypatch, tmp_path, capsys):
     assert "Parity: passed, 15 outputs and gradients" in printed
     assert printed.count(" ok\n") == 6
     record = json.loads(path.read_text())
-    assert list(record) == ["versions", "seed", "policy", "passed", "specs"]
+    assert list(record) == ["versions", "revision", "seed", "policy", "passed", "specs"]
     assert record["passed"] is True
     entry, other = record["specs"]
     assert (entry["op"], entry["spec"]) == ("timestep_norm", "one token")

@@ -8,7 +8,7 @@ A module has
     values(spec, implementation)            function of them: every output and gradient by name
     truth(spec, arrays)                     the same from the float64 oracle
     program(spec, mode, implementation)     the program that is compiled and inspected, and its abstract argument
-    baselines(spec)                         further implementations that `program` knows, by other people's formulas
+    baselines(spec)                         further implementations that `program` knows, the usual formulations
     launches(spec, target)                  its kernels with their tiles, on an architecture
     walk(spec, mode, kernel)                how a compiled kernel of that program walks over the sequence
     alike(call)                             programs of its grid that do all there is to do, with how often they occur;

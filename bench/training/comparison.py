@@ -112,6 +112,7 @@ def summary(request: Request) -> dict[str, Any]:
     parts = split(read_tokens(config.data.path), config.data.split, config.data.sequence_length + 1)
     return {
         "versions": environment.versions("torch"),
+        "revision": environment.revision(),
         "machine": environment.machine(),
         "data": {"train": len(parts.train), "validation": len(parts.validation)},
         "config": {name: request.config(name, 0).to_dict() for name in MODELS},

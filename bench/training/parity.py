@@ -55,6 +55,7 @@ def measure(config: TrainingConfig) -> dict:
     found = curves(config)
     return {
         "versions": environment.versions("torch"),
+        "revision": environment.revision(),
         "config": config.to_dict(),
         "losses": found,
         "differences": {dtype: differences(programs) for dtype, programs in found.items()},
