@@ -21,7 +21,25 @@ def test_without_a_gpu_one_line_says_so(capsys):
         command_line.main(["gpu"])
     assert stopped.value.code == command.NO_DEVICE
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no NVIDIA GPU here" in line
+    assert "no NVIDIA GPU here: " in line
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the plugin\nis too old"), AssertionError()])
+def test_the_line_says_what_jax_says_and_what_it_was_told(error, monkeypatch):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(jax, "devices", fails)
+    monkeypatch.setattr(jax, "default_backend", fails)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    said = " ".join(str(error).split()) or "none of the platforms"
+    for platform, name in (("gpu", "NVIDIA GPU"), ("cpu", "CPU")):
+        with pytest.raises(device.NoDevice, match=rf"^no {name} here: {said}.* \(JAX_PLATFORMS=cuda is set\)"):
+            device.find(platform)
+    monkeypatch.delenv("JAX_PLATFORMS")
+    with pytest.raises(device.NoDevice) as stopped:
+        device.find("gpu")
+    assert "JAX_PLATFORMS" not in str(stopped.value)
 
 
 @pytest.mark.parametrize(

@@ -340,6 +340,21 @@ def test_doctor_needs_only_the_base_dependencies(tmp_path):
     assert result.stdout.count("chosen") == len(OPS)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("the plugin is too old"), AssertionError()])
+def test_doctor_without_devices(error, monkeypatch, capsys):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(jax, "devices", fails)
+    monkeypatch.setattr(jax, "default_backend", fails)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert f"none: {error or 'none of the platforms'}" in said
+    assert "JAX_PLATFORMS=cuda is set" in said
+    assert said.endswith("ops, at a small shape\n  unknown: no devices\n")
+
+
 def test_an_implementation_that_cannot_run_is_one_line(folder, tmp_path, capsys):
     with use_implementation(complex_ema="triton"):
         code = main(["train", "--config", str(folder / "tiny.yaml"), f"run_dir={tmp_path / 'run'}", "steps=1"])

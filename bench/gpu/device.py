@@ -5,10 +5,16 @@ from typing import Any, TypeAlias
 import jax
 
 from bench.inspect.targets import TARGETS, Target
+from megalodon_jax.cli.doctor import NO_DEVICES, why
 from pallas_kernels._architecture import Architecture, architecture
 from pallas_kernels._settings import Settings
 
 Device: TypeAlias = Any  # jax.Device, in which type checkers see a variable
+
+_INSTEAD = (
+    "`python -m bench inspect` looks at the kernels without one; `--device cpu` tries this command out on tiny "
+    "problems, without kernels."
+)
 
 
 class NoDevice(Exception):
@@ -23,11 +29,9 @@ def find(platform: str) -> Device:
     """
     try:
         device = jax.devices(platform)[0]
-    except RuntimeError as error:
-        raise NoDevice(
-            f"no NVIDIA GPU here (jax runs on {jax.default_backend()}). `python -m bench inspect` looks at the kernels "
-            "without one; `--device cpu` tries this command out on tiny problems, without kernels."
-        ) from error
+    except NO_DEVICES as error:
+        found = f"no NVIDIA GPU here: {why(error)}. {_INSTEAD}" if platform == "gpu" else f"no CPU here: {why(error)}"
+        raise NoDevice(found) from error
     if device != jax.devices()[0]:
         jax.config.update("jax_default_device", device)
     return device

@@ -16,6 +16,8 @@ _PACKAGES = (
     "orbax-checkpoint", "tensorboardx", "torch",
 )  # fmt: skip
 _PREFIX = "PALLAS_KERNELS_"
+NO_DEVICES = (RuntimeError, AssertionError)  # what jax raises where no platform starts
+_UNKNOWN = "unknown: no devices"
 
 
 def add_parser(subcommands) -> None:
@@ -29,15 +31,28 @@ def add_parser(subcommands) -> None:
 def report() -> str:
     """The whole table as plain text."""
     versions = [("python", platform.python_version()), *((name, _version(name)) for name in _PACKAGES)]
-    variables = sorted(item for item in os.environ.items() if item[0].startswith(_PREFIX))
+    variables = sorted(item for item in os.environ.items() if item[0].startswith((_PREFIX, "JAX_PLATFORMS")))
+    try:
+        devices, reason = jax.devices(), ""
+    except NO_DEVICES as error:  # a GPU plugin that does not start; the rest of the report is what helps then
+        devices, reason = [], why(error)
+    ops = _ops() if devices else _UNKNOWN
+    found = _table([(f"{d.platform}:{d.id}", d.device_kind) for d in devices])
     sections = [
         ("versions", _table(versions)),
-        ("devices", _devices()),
-        (f"environment {_PREFIX}*", _table(variables) or "  none set"),
-        ("gemm_backend", _matmuls()),
-        ("ops, at a small shape", "\n".join(f"  {line}" for line in _ops().splitlines())),
+        ("devices", found or f"  none: {reason}"),
+        (f"environment {_PREFIX}*, JAX_PLATFORMS", _table(variables) or "  none set"),
+        ("gemm_backend", _matmuls(devices)),
+        ("ops, at a small shape", "\n".join(f"  {line}" for line in ops.splitlines())),
     ]
     return "\n".join(f"{title}\n{body}" for title, body in sections)
+
+
+def why(error: Exception) -> str:
+    """What jax says where it has no device, and the setting that it goes by, in one line."""
+    said = " ".join(str(error).split()) or "none of the platforms that jax was told to use starts"
+    platforms = os.environ.get("JAX_PLATFORMS")
+    return f"{said} (JAX_PLATFORMS={platforms} is set)" if platforms else said
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
@@ -52,19 +67,10 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _devices() -> str:
-    try:
-        return _table([(f"{d.platform}:{d.id}", d.device_kind) for d in jax.devices()])
-    except RuntimeError as error:  # a GPU plugin that does not start; the rest of the report is what helps then
-        return f"  none: {error}"
-
-
-def _matmuls() -> str:
-    try:
-        device = jax.devices()[0]
-        support = low_precision.support(device.platform, getattr(device, "compute_capability", ""))
-    except RuntimeError:
-        support = "unknown: no devices"
+def _matmuls(devices: list) -> str:
+    support = _UNKNOWN
+    if devices:
+        support = low_precision.support(devices[0].platform, getattr(devices[0], "compute_capability", ""))
     fused = "compute_dtype, by fused_linear, round_weights and linear_cross_entropy"
     return _table(
         [("default", "compute_dtype"), ("fused", fused), *((name, support) for name in low_precision.FORMATS)]
