@@ -1,17 +1,19 @@
 """`python -m megalodon_jax selftest` with made-up processes, and once with a real one, on CPU."""
 
 import json
+import math
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from bench.gpu import command
+from bench.gpu import checks, command
 from bench.ops import PARITY, PRESETS, find
 from megalodon_jax.cli import selftest, selftest_report
 from megalodon_jax.cli.main import main
 from megalodon_jax.cli.selftest_report import Outcome, Result
+from pallas_kernels import KernelUnavailable
 from pallas_kernels._settings import OPS
 
 
@@ -55,10 +57,40 @@ def test_the_table_and_the_switch():
     assert 'export PALLAS_KERNELS_IMPLEMENTATION="fused_linear=xla,feature_norm=xla"' in table
     assert "use_implementation(fused_linear='xla', feature_norm='xla')" in table
     assert selftest_report.verdict([good]) == "Every kernel passed."
-    assert "no GPU" in selftest_report.verdict([Result("complex_ema", outcome([entry()], kernel=None))])
     text = selftest_report.text(table, results, "jax 1.0")
     assert text.startswith("# megalodon-pallas selftest")
     assert all(part in text for part in ("jax 1.0", "the report", "a long\ntraceback"))
+
+
+def test_a_refusal_is_no_failure():
+    said = checks.said(KernelUnavailable("complex_ema", "triton", "the card is too old", "Use xla."))
+    refused = outcome([entry(False, said), entry(False, said)])
+    assert refused.failures == []
+    table = selftest_report.summary([Result("complex_ema", refused)])
+    assert "| complex_ema | refused | -           | -  |" in table
+    assert table.count("refused: complex_ema: implementation 'triton' is not available: the card is too old") == 1
+    assert "nothing to switch off" in table
+    assert "export" not in table
+    partly = Result("complex_ema", outcome([entry(), entry(False, said)]), outcome([entry()], [case(triton=said)]))
+    assert partly.failures == []
+    assert "1 of 2" in selftest_report.summary([partly])
+    both = selftest_report.summary([Result("complex_ema", refused), Result("feature_norm", outcome([entry(False)]))])
+    assert 'export PALLAS_KERNELS_IMPLEMENTATION="feature_norm=xla"' in both
+
+
+def test_what_was_not_tested_is_not_said_to_be_right():
+    good, none = Result("complex_ema", outcome([entry()])), Result("fused_linear", outcome([entry()], kernel=None))
+    for other in (none, Result("fused_linear")):
+        table = selftest_report.summary([good, other])
+        assert "| fused_linear | not tested | -           | -" in table
+        assert table.endswith("Not tested, without a GPU or not yet: fused_linear.")
+
+
+def test_the_worst_share_is_one_that_is_no_number():
+    results = Result("complex_ema", outcome([entry(share=0.1), entry(False, share=math.nan), entry(share=0.5)]))
+    assert "| nan         | op: plain, dx |" in selftest_report.summary([results])
+    nothing = Result("complex_ema", outcome([entry(False, "ptxas says no")]))
+    assert "| 0 of 1 | -           | -  |" in selftest_report.summary([nothing])
 
 
 def ending(code: int = 0, record: dict | None = None, stderr: str = ""):
@@ -130,5 +162,5 @@ def test_it_can_be_tried_out_on_cpu(tmp_path):
     words = [sys.executable, "-m", "megalodon_jax", "selftest", *arguments]
     ended = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
-    assert "No kernel was tested" in ended.stdout
+    assert "| linear_cross_entropy | not tested |" in ended.stdout
     assert "## Errors" in report.read_text()

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isnan
 
 MODES = ("forward", "forward+backward")
+REFUSED = "KernelUnavailable: "  # begins the reason where a kernel does not run, and says so
 
 
 @dataclass(frozen=True)
@@ -21,24 +23,52 @@ class Outcome:
 
     @property
     def failures(self) -> list[str]:
-        """Problems in which kernels are wrong or do not run, or why nothing is known."""
+        """Problems in which kernels are wrong or break down, or why nothing is known."""
         if self.record is None:
             return [self.reason]
-        return [*_wrong(self.record), *_not_measured(self.record)]
+        return [f"{place}: {reason}" for place, reason in _problems(self.record) if not reason.startswith(REFUSED)]
+
+    @property
+    def refusals(self) -> list[str]:
+        """Why kernels do not run, where they say so."""
+        reasons = [reason for _, reason in _problems(self.record)] if self.record else []
+        return [reason.removeprefix(REFUSED) for reason in reasons if reason.startswith(REFUSED)]
+
+    @property
+    def passed(self) -> int:
+        """Problems in which all is right."""
+        return sum(entry["passed"] for entry in self.record["parity"]) if self.record else 0
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of one op: parity on the problems of the tests, and times of a large one where that passed."""
+    """Of one op: parity on the problems of the tests, and times of a large one where that passed; None: not yet."""
 
     op: str
-    parity: Outcome
+    parity: Outcome | None = None
     times: Outcome | None = None
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Those there are."""
+        return [outcome for outcome in (self.parity, self.times) if outcome is not None]
 
     @property
     def failures(self) -> list[str]:
         """Of both."""
-        return [*self.parity.failures, *(self.times.failures if self.times else ())]
+        return [failure for outcome in self.outcomes for failure in outcome.failures]
+
+    @property
+    def refusals(self) -> list[str]:
+        """Of both."""
+        return [refusal for outcome in self.outcomes for refusal in outcome.refusals]
+
+    @property
+    def tested(self) -> bool:
+        """Did a kernel run, break down or refuse?"""
+        if self.parity is None:
+            return False
+        return self.parity.record is None or self.parity.record["config"]["kernel"] is not None
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -52,12 +82,19 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def verdict(results: Sequence[Result]) -> str:
-    """What failed, and how those kernels are switched off."""
-    if any(result.parity.record and result.parity.record["config"]["kernel"] is None for result in results):
-        return "No kernel was tested: this is no GPU."
+    """What failed, and how those kernels are switched off; what refused; what is not known."""
     failed = [result for result in results if result.failures]
-    if not failed:
-        return "Every kernel passed."
+    refused = dict.fromkeys(f"refused: {refusal}" for result in results for refusal in result.refusals)
+    unknown = ", ".join(result.op for result in results if not result.tested)
+    parts = [_switches(failed)] if failed else []
+    if refused:
+        parts.append("\n".join([*refused, "There the reference runs, with nothing to switch off."]))
+    if unknown:
+        parts.append(f"Not tested, without a GPU or not yet: {unknown}.")
+    return "\n\n".join(parts) or "Every kernel passed."
+
+
+def _switches(failed: Sequence[Result]) -> str:
     variable = ",".join(f"{result.op}=xla" for result in failed)
     arguments = ", ".join(f"{result.op}='xla'" for result in failed)
     return "\n".join(
@@ -76,38 +113,40 @@ def text(table: str, results: Sequence[Result], environment: str) -> str:
     """The whole report, in Markdown."""
     sections = ["# megalodon-pallas selftest", table, f"## Environment\n\n```\n{environment.strip()}\n```"]
     for result in results:
-        for outcome in filter(None, (result.parity, result.times)):
+        for outcome in result.outcomes:
             sections.append(f"# {result.op}\n\n{_report(outcome)}")
     return "\n\n".join(sections) + "\n"
 
 
-def _wrong(record: dict) -> Iterator[str]:
+def _problems(record: dict) -> Iterator[tuple[str, str]]:
+    """Where kernels are wrong or do not run, and why; what becomes of other people's formulas is another matter."""
     for entry in record["parity"]:
         if not entry["passed"]:
             names = [line["name"] for line in entry["lines"] if not line["within"]]
-            yield f"{entry['title']}: {entry['reason'] or 'wrong in ' + ', '.join(names)}"
-
-
-def _not_measured(record: dict) -> Iterator[str]:
-    """Kernels that failed at full size; what became of other people's formulas there is another matter."""
+            yield entry["title"], entry["reason"] or f"wrong in {', '.join(names)}"
     kernel = record["config"]["kernel"]
     for case in record["cases"]:
         place = f"{case['title']}, {case['mode']}"
         if kernel in case["failures"]:
-            yield f"{place}: {case['failures'][kernel]}"
+            yield place, case["failures"][kernel]
         elif kernel in case["implementations"] and not case["implementations"][kernel]["difference"]["within"]:
-            yield f"{place}: {case['implementations'][kernel]['difference']['name']} differs from that of xla"
+            yield place, f"{case['implementations'][kernel]['difference']['name']} differs from that of xla"
 
 
 def _row(result: Result) -> tuple[str, ...]:
-    record = result.parity.record
-    if record is None:
-        return result.op, "FAILED", "-", "-", *["-"] * len(MODES)
-    lines = [(line["share"], entry["title"], line["name"]) for entry in record["parity"] for line in entry["lines"]]
-    share, *place = max(lines, default=(float("nan"), "nothing"))
-    passed = sum(entry["passed"] for entry in record["parity"])
-    where = ", ".join(place).removeprefix(f"{result.op}: ")
-    return result.op, f"{passed} of {len(record['parity'])}", f"{share:.2f}", where, *_speedups(result.times)
+    nothing = ["-"] * len(MODES)
+    if not result.tested:
+        return result.op, "not tested", "-", "-", *nothing
+    if result.parity is None or result.parity.record is None:
+        return result.op, "FAILED", "-", "-", *nothing
+    entries = result.parity.record["parity"]
+    lines = [(line["share"], entry["title"], line["name"]) for entry in entries for line in entry["lines"]]
+    share, *place = max(lines, key=lambda line: (isnan(line[0]), line[0]), default=(None,))
+    worst = "-" if share is None else f"{share:.2f}"
+    where = ", ".join(place).removeprefix(f"{result.op}: ") or "-"
+    refused = result.parity.refusals and not result.parity.passed and not result.parity.failures
+    passed = "refused" if refused else f"{result.parity.passed} of {len(entries)}"
+    return result.op, passed, worst, where, *_speedups(result.times)
 
 
 def _speedups(times: Outcome | None) -> list[str]:
