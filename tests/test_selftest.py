@@ -2,13 +2,14 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from bench.gpu import checks, command
+from bench.gpu import checks, command, suite_ops, suite_parity
 from bench.ops import PARITY, PRESETS, find
 from megalodon_jax.cli import selftest, selftest_report
 from megalodon_jax.cli.main import main
@@ -93,8 +94,8 @@ def test_the_worst_share_is_one_that_is_no_number():
     assert "| 0 of 1 | -           | -  |" in selftest_report.summary([nothing])
 
 
-def ending(code: int = 0, record: dict | None = None, stderr: str = ""):
-    """In the place of `subprocess.run`."""
+def ending(code: int | None = 0, record: dict | None = None, stderr: str = ""):
+    """In the place of `subprocess.run`; without a code the process hangs."""
 
     def run(arguments, **options):
         folder = arguments[arguments.index("--out") + 1]
@@ -102,7 +103,11 @@ def ending(code: int = 0, record: dict | None = None, stderr: str = ""):
             for name, text in (("record.json", json.dumps(record)), ("report.md", "a report")):
                 with open(f"{folder}/{name}", "w") as file:
                     file.write(text)
-        return SimpleNamespace(returncode=code, stderr=stderr, stdout="")
+        options["stderr"].write(stderr)
+        options["stderr"].flush()
+        if code is None:
+            raise subprocess.TimeoutExpired("bench", options["timeout"])
+        return SimpleNamespace(returncode=code)
 
     return run
 
@@ -110,17 +115,58 @@ def ending(code: int = 0, record: dict | None = None, stderr: str = ""):
 def test_processes(monkeypatch):
     monkeypatch.setattr(subprocess, "run", ending(1, {"parity": []}))
     assert selftest.bench([], 1.0) == Outcome({"parity": []}, "a report")
-    monkeypatch.setattr(subprocess, "run", ending(-11, None, "measuring\nSegmentation fault"))
-    assert selftest.bench([], 1.0).reason == "the process ended with -11: measuring Segmentation fault"
+    monkeypatch.setattr(subprocess, "run", ending(-11, None, "W0\nmeasuring x ...\nSegmentation fault"))
+    found = selftest.bench([], 1.0)
+    assert found.failures == ["the process ended with -11: W0 measuring x ... Segmentation fault"]
+    monkeypatch.setattr(subprocess, "run", ending(None, None, "comparing x ...\n"))
+    assert selftest.bench([], 60.0).failures == ["no answer after 1 minutes: comparing x ..."]
     monkeypatch.setattr(subprocess, "run", ending(selftest.NO_DEVICE, None, "W0000 x\nbench gpu: no NVIDIA GPU here"))
-    with pytest.raises(selftest.CommandError, match="no NVIDIA GPU here"):
+    with pytest.raises(selftest.CommandError, match=r"^bench gpu: no NVIDIA GPU here"):
         selftest.bench([], 1.0)
 
-    def hangs(*arguments, **options):
-        raise subprocess.TimeoutExpired("bench", 60.0)
 
-    monkeypatch.setattr(subprocess, "run", hangs)
-    assert selftest.bench([], 60.0).reason == "no answer after 1 minutes"
+@pytest.mark.parametrize(
+    ("code", "stderr", "message"),
+    [
+        (
+            1,
+            "Traceback\nModuleNotFoundError: No module named 'bench.gpu'",
+            "ended with 1: .*No module named 'bench.gpu'",
+        ),
+        (1, "while comparing notes, CUDA did not start", "CUDA did not start"),
+        (0, "", "ended with 0: without a word"),
+        (selftest.NO_DEVICE, "", "ended with 3"),
+        (None, "starting", "no answer after 1 minutes: starting"),
+    ],
+)
+def test_no_kernel_is_blamed_where_none_was_reached(code, stderr, message, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", ending(code, None, stderr))
+    with pytest.raises(selftest.CommandError, match=message):
+        selftest.bench(["--spec", "complex_ema"], 60.0)
+
+
+def test_what_tells_that_a_kernel_was_reached(monkeypatch, capsys):
+    monkeypatch.setattr(suite_parity, "check", lambda *_, **__: {})
+    monkeypatch.setattr(suite_ops, "check", lambda *_: {"passed": True})
+    monkeypatch.setattr(suite_ops, "subjects", lambda *_, **__: ())
+    for suite in (suite_parity, suite_ops):
+        suite.run({"complex_ema: plain": None}, SimpleNamespace(record=lambda *_: {}))
+        assert selftest.STARTED.search(f"noise\n{capsys.readouterr().err}")
+
+
+def test_environment(monkeypatch):
+    def run(command, timeout, **_):
+        assert timeout == selftest.PATIENCE
+        if command[0] == "nvidia-smi":
+            raise subprocess.TimeoutExpired(command, timeout)
+        return SimpleNamespace(returncode=1, stdout="versions\n", stderr="no driver")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    found = selftest.environment()
+    assert found.startswith("versions\n")
+    assert "megalodon_jax doctor ended with 1: no driver" in found
+    assert found.endswith("nvidia-smi: no answer after 60 seconds")
 
 
 def test_command(monkeypatch, tmp_path, capsys):
@@ -139,6 +185,35 @@ def test_command(monkeypatch, tmp_path, capsys):
     assert [arguments[1] for arguments in asked] == ["parity", "ops", "parity"]  # no times of what is wrong
     assert main(["selftest", "--op", "complex_ema", "--out", str(report)]) == 0
     assert main(["selftest", "--out", str(tmp_path / "none" / "report.md")]) == 2
+    assert main(["selftest", "--op", "complex_ema", "--out", str(tmp_path / ("x" * 255))]) == 2  # no room beside it
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), selftest.CommandError("CUDA does not start")])
+def test_what_was_found_outlives_what_comes_after(error, monkeypatch, tmp_path, capsys):
+    order = []
+
+    def bench(arguments, seconds):
+        order.append(arguments[3])
+        if "fused_linear" in arguments:
+            raise error
+        return outcome([entry()], [case()] if "ops" in arguments else [])
+
+    monkeypatch.setattr(selftest, "bench", bench)
+    monkeypatch.setattr(selftest, "environment", lambda: order.append("environment") or "jax 1.0")
+    report = tmp_path / "report.md"
+    assert main(["selftest", "--op", "complex_ema", "fused_linear", "--out", str(report)]) in (2, 130)
+    assert order[0] == "environment"
+    for text in (report.read_text(), capsys.readouterr().out):
+        assert "| complex_ema  | 1 of 1" in text
+        assert "not yet: fused_linear." in text
+    assert list(tmp_path.iterdir()) == [report]
+
+
+def test_a_kernel_that_refuses_is_not_timed(monkeypatch, tmp_path):
+    monkeypatch.setattr(selftest, "bench", lambda arguments, _: outcome([entry(False, "KernelUnavailable: too old")]))
+    monkeypatch.setattr(selftest, "environment", lambda: "jax 1.0")
+    assert selftest.test("complex_ema", "gpu", 1.0).times is None
+    assert main(["selftest", "--op", "complex_ema", "--out", str(tmp_path / "report.md")]) == 0
 
 
 def test_it_asks_for_what_there_is():

@@ -1,19 +1,23 @@
-"""`selftest`: parity and speed of every op on this machine's GPU, in a file that a bug report can bring along.
+"""`selftest`: parity and speed of the kernels on this machine's GPU, in a file that a bug report can bring along.
 
-Each op is tested by `python -m bench gpu` in a process of its own: a kernel that takes its process with it, or leaves a
-GPU that answers nothing any more, is a row of the table like any other failure. This process never touches the GPU.
+Of every op but round_weights, which `pytest -m cuda` compares. Each is tested by `python -m bench gpu` in a process of
+its own: a kernel that takes its process with it is a row of the table like any other failure. A process that ends
+before it ran a kernel, for a reason of its own or on a GPU that answers nothing any more, ends the command; the report
+has what was found until then. This process never touches the GPU.
 """
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from megalodon_jax.atomic import replacing
 from megalodon_jax.cli.arguments import positive_float
-from megalodon_jax.cli.errors import CommandError
+from megalodon_jax.cli.errors import CommandError, bad_input
 from megalodon_jax.cli.selftest_report import MODES, Outcome, Result, summary
 from megalodon_jax.cli.selftest_report import text as report_text
 
@@ -23,13 +27,15 @@ OPS = (
 )  # fmt: skip
 TIMED = {"fused_linear": "2560 to 512", "linear_cross_entropy": "512 to 32000"}  # of the others, the headline
 NO_DEVICE = 3  # exit code of `bench gpu`
+STARTED = re.compile("^(comparing|measuring) ", re.MULTILINE)  # what it says of each problem
 REPORT = Path("megalodon-selftest.md")
 MINUTES = 30.0
+PATIENCE = 60.0  # seconds, for the environment
 
 
 def add_parser(subcommands) -> None:
     """Declare the subcommand."""
-    about = "test every kernel on this machine's GPU"
+    about = "test every op but round_weights, which `pytest -m cuda` compares, on this machine's GPU"
     parser: argparse.ArgumentParser = subcommands.add_parser("selftest", help=about, description=about)
     parser.add_argument("--op", nargs="+", choices=OPS, default=OPS, metavar="OP", help=f"of {', '.join(OPS)}")
     parser.add_argument(
@@ -46,31 +52,48 @@ def add_parser(subcommands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Test, print the table, write the report; 1 where something failed.
+    """Test, with the report written after every op, and print the table; 1 where something failed.
 
     Raises:
-        CommandError: there is no GPU, or no place for the report.
+        CommandError: there is no GPU, a process ended before it tested anything, or there is no place for the report.
     """
     if not options.out.absolute().parent.is_dir() or options.out.is_dir():
         raise CommandError(f"--out {options.out}: expected a file in an existing folder")
-    results = []
-    for op in options.op:
-        print(f"testing {op} ...", file=sys.stderr, flush=True)
-        results.append(test(op, options.device, 60 * options.minutes))
+    results = {op: Result(op) for op in options.op}
+    table, surroundings = "", environment()
+    try:
+        for op in results:
+            print(f"testing {op} ...", file=sys.stderr, flush=True)
+            results[op] = test(op, options.device, 60 * options.minutes)
+            table = write(options.out, list(results.values()), surroundings)
+    finally:
+        if table:
+            print(
+                f"{table}\n\nThe report is {options.out}; a bug report with it says all there is to know.", flush=True
+            )
+    return 0 if not any(result.failures for result in results.values()) else 1
+
+
+def write(path: Path, results: list[Result], surroundings: str) -> str:
+    """The report, in place of the last one; its table.
+
+    Raises:
+        CommandError: it cannot be written.
+    """
     table = summary(results)
-    options.out.write_text(report_text(table, results, environment()))
-    print(f"{table}\n\nThe report is {options.out}; a bug report with it says all there is to know.")
-    return 0 if not any(result.failures for result in results) else 1
+    with bad_input(), replacing(path) as file:
+        file.write(report_text(table, results, surroundings).encode())
+    return table
 
 
 def test(op: str, device: str, seconds: float) -> Result:
-    """One op.
+    """One op; times where kernels ran and none failed.
 
     Raises:
-        CommandError: there is no GPU.
+        CommandError: as in `bench`.
     """
     parity = bench(["--suite", "parity", "--spec", op, "--device", device], seconds)
-    if parity.failures or device == "cpu":
+    if parity.failures or not parity.passed or device == "cpu":
         return Result(op, parity)
     large = f"{op}: {TIMED.get(op, 'headline')}"
     return Result(op, parity, bench(["--suite", "ops", "--spec", large, "--mode", *MODES], seconds))
@@ -80,21 +103,26 @@ def bench(arguments: list[str], seconds: float) -> Outcome:
     """Run `python -m bench gpu` and read what it wrote.
 
     Raises:
-        CommandError: there is no GPU.
+        CommandError: there is no GPU, or the process ended, or hung, before it tested anything.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "bench", "gpu", *arguments, "--out", folder]
+        record, report, log = (Path(folder, name) for name in ("record.json", "report.md", "stderr"))
         try:
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+            with log.open("w") as file:
+                code = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=file, timeout=seconds).returncode
+            became = f"the process ended with {code}"
         except subprocess.TimeoutExpired:
-            return Outcome(None, "", f"no answer after {seconds / 60:g} minutes")
-        if ended.returncode == NO_DEVICE:
-            raise CommandError(ended.stderr.strip().splitlines()[-1])
-        record, report = Path(folder, "record.json"), Path(folder, "report.md")
+            code, became = None, f"no answer after {seconds / 60:g} minutes"
         if record.exists() and report.exists():
             return Outcome(json.loads(record.read_text()), report.read_text())
-        last = " ".join(ended.stderr.split())[-300:]
-        return Outcome(None, ended.stderr[-4000:], f"the process ended with {ended.returncode}: {last}")
+        said = log.read_text(errors="replace").strip()
+    if code == NO_DEVICE:
+        raise CommandError(said.splitlines()[-1] if said else became)
+    became = f"{became}: {' '.join(said.split()[-60:]) or 'without a word'}"
+    if not STARTED.search(said):
+        raise CommandError(f"`python -m bench gpu {' '.join(arguments)}` did not get to a kernel: {became}")
+    return Outcome(None, said[-4000:], became)
 
 
 def environment() -> str:
@@ -102,4 +130,14 @@ def environment() -> str:
     asked = [[sys.executable, "-m", "megalodon_jax", "doctor"]]
     if shutil.which("nvidia-smi"):
         asked.append(["nvidia-smi"])
-    return "\n".join(subprocess.run(one, capture_output=True, text=True, check=False).stdout for one in asked)
+    return "\n".join(map(answer, asked))
+
+
+def answer(command: list[str]) -> str:
+    """What a process prints, with its errors where it fails."""
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        return f"{' '.join(command)}: no answer after {PATIENCE:g} seconds"
+    failed = f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr}"
+    return f"{ended.stdout}{failed}" if ended.returncode else ended.stdout
