@@ -29,6 +29,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help='only these problems, "complex_ema: 7B" or, of every op, "7B" (default: headline 7B)',
     )
     parser.add_argument("--rounds", type=positive_int, default=ROUNDS, metavar="R", help="interleaved rounds on CPU")
+    parser.add_argument(
+        "--rows", type=positive_int, metavar="B", help="on CPU at most so many rows of a batch (default: all of them)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the report here")
 
 
@@ -49,9 +52,10 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         "machine": environment.machine() | {"memory_bytes": executed.memory()},
         "revision": environment.revision(),
         "rounds": options.rounds,
+        "rows": options.rows,
         "card": find_target(TARGET).card,
         "compiled": compiled.measure(specs, TARGET),
-        "executed": executed.measure(specs, options.rounds),
+        "executed": executed.measure(specs, options.rounds, options.rows),
     }
     record["load_average"] = {"before": load, "after": environment.load_average()}
     report = document.text(record)

@@ -25,11 +25,12 @@ REFERENCE = "xla"
 PART = 0.4  # of the memory of this machine
 
 
-def measure(specs: Titled, rounds: int, seed: int = 0) -> list[dict]:
-    """Of every problem, mode and implementation; the reference comes first."""
+def measure(specs: Titled, rounds: int, rows: int | None = None, seed: int = 0) -> list[dict]:
+    """Of every problem, in at most so many rows of its batch, mode and implementation; the reference comes first."""
     found = []
     for title, spec in specs.items():
-        spec = replace(spec, dtype=jnp.float32)
+        batch = getattr(spec, "batch", 1)
+        spec = replace(spec, dtype=jnp.float32, batch=min(batch, rows or batch))
         print(f"comparing {title} with float64 ...", file=sys.stderr, flush=True)
         errors = _errors(shortened(spec), seed)
         inputs = jax.tree.map(jnp.asarray, ops.of(spec).inputs(spec, seed))
