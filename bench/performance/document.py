@@ -16,8 +16,8 @@ def _head(record: dict) -> str:
 Printed by `python -m bench report{rows} --out docs/report.md`, as a whole. The paper's three
 operations at full size beside the forms in which they are usually written in JAX
 ([bench/formulations](../bench/formulations/__init__.py)). Figures of whole models are in
-[kernels.md](kernels.md#a-whole-model) and [performance.md](performance.md#a-whole-model). **Nothing here ran on a GPU**:
-`python -m bench gpu --spec headline 7B` measures the same there.
+[kernels.md](kernels.md#a-whole-model) and [performance.md](performance.md#a-whole-model). **Nothing here ran on a
+GPU**: `python -m bench gpu --spec headline 7B` measures the same there.
 
 - {", ".join(f"{name} {version}" for name, version in record["versions"].items())}
 - revision {record["revision"] or "unknown"}"""
@@ -43,7 +43,7 @@ def _compiled(record: dict) -> str:
 
 Rung: **compiled** for {record["card"]}, not run. Moved: operands and results of every launch of the whole
 program, loops by their trip counts. Temporary: what XLA plans beside arguments and results. forward+backward: outputs
-and all gradients. The XLA reference is this project's own, made for accuracy and for CPUs: it works in many small steps.
+and all gradients. The XLA reference is this project's own, made for accuracy and for CPUs, in many small steps.
 
 {_problems(record["compiled"])}
 
