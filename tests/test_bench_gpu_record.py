@@ -78,6 +78,45 @@ def test_compare_says_what_is_noise(tmp_path):
         compare.text(compare.read(a), record())
 
 
+def test_compare_names_what_only_one_record_has():
+    """A kernel that failed in B, with the reason; the same title with another problem; two kinds of time."""
+    without = case()
+    del without["implementations"]["triton"]
+    failed = {**without, "failures": {"triton": "RuntimeError: ptxas says no"}}
+    text = compare.text(record([case()]), record([failed]))
+    assert "- op: one (sizes), forward, triton: only in A: RuntimeError: ptxas says no" in text.splitlines()
+    text = compare.text(record([without]), record([case()]))
+    assert "- op: one (sizes), forward, triton: only in B" in text.splitlines()
+    longer = {**case(), "problem": "longer"}
+    text = compare.text(record([case(), longer]), record([case()]))
+    assert "- op: one (longer), forward, xla: only in A" in text.splitlines()
+    with pytest.raises(ValueError, match="no program in common"):
+        compare.text(record([case()]), record([longer]))
+    wall = {**case(mode="backward"), "time": "wall"}
+    text = compare.text(record([case(), case(mode="backward")]), record([case(), wall]))
+    assert "- op: one (sizes), backward, triton: device time in A, wall time in B" in text.splitlines()
+    assert "Not compared" not in compare.text(record([case()]), record([case()]))
+
+
+@pytest.mark.parametrize("unproven", [{"unproven": ("triton",)}, {"values": (1.0, 1.1)}])
+def test_compare_rates_nothing_without_parity(unproven):
+    wrong = case(**unproven)
+    wrong["implementations"]["triton"]["samples_ms"] = [1.0] * 3
+    for pair in ((case(), wrong), (wrong, case())):
+        reference, kernel = compare.text(*(record([one]) for one in pair)).splitlines()[-2:]
+        assert "noise" in reference
+        assert "not proven" in kernel
+        assert "faster" not in kernel
+        assert "0.500" not in kernel
+
+
+def test_compare_shows_other_options():
+    config = {"rounds": 5, "seed": 2, "parity_seed": 0, "kernel": "triton"}
+    text = compare.text(record([case()]), record([case()], config=config))
+    assert "- rounds: 3 in A, 5 in B\n- seed: 1 in A, 2 in B\n" in text
+    assert "parity_seed" not in text
+
+
 @pytest.mark.parametrize("content", ["[]", "{", '{"format": 0}', None])
 def test_compare_wants_a_record(tmp_path, content, capsys):
     file = tmp_path / "a.json"

@@ -4,7 +4,8 @@
 
 It counts as more than noise where the interval that holds 95 of 100 such ratios of samples drawn anew (with
 replacement, from the samples of each record) lies wholly on one side of 1, and the ratio is away from 1 by more than
-SMALLEST: clocks and temperatures differ by that between two processes.
+SMALLEST: clocks and temperatures differ by that between two processes. There is no ratio of a program that has no
+speedup in one of the records, because its parity failed there or it differs from the reference.
 """
 
 import json
@@ -16,8 +17,11 @@ import numpy as np
 from bench.gpu.report import table
 from bench.gpu.session import FORMAT
 
+Key = tuple[str, str, str, str]  # title, problem, mode, implementation
+
 DRAWN = 2000
 SMALLEST = 0.02
+NOT_PROVEN = "not proven"
 _HEADER = ("problem", "mode", "implementation", "A ms", "B ms", "B / A", "95 %", "verdict")
 
 
@@ -37,7 +41,7 @@ def read(file: Path) -> dict:
 
 
 def text(a: dict, b: dict) -> str:
-    """What differs between the runs, and a row for each program that both have.
+    """What differs between the runs, a row for each program that both have, and the programs that one of them has.
 
     Raises:
         ValueError: they have none in common.
@@ -48,7 +52,8 @@ def text(a: dict, b: dict) -> str:
     changed = [f"- {name}: {was} in A, {is_} in B" for name, was, is_ in _conditions(a, b) if was != is_]
     if a["device"]["kind"] != b["device"]["kind"]:
         changed.append("- **The devices differ**: ratios compare them as well.")
-    return "\n".join(["# bench compare", "", *(changed or ["- same device, versions and revision"]), "", *_table(rows)])
+    same = ["- same device, versions, revision, variables and options"]
+    return "\n".join(["# bench compare", "", *(changed or same), "", table(_HEADER, rows, left=3), *_apart(a, b)])
 
 
 def ratio(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
@@ -67,29 +72,56 @@ def verdict(value: float, low: float, high: float) -> str:
 
 
 def _rows(a: dict, b: dict) -> Iterator[list[str]]:
-    before = dict(_programs(a))
-    for key, (kind, samples) in _programs(b):
-        if key in before and before[key][0] == kind:
-            value, low, high = ratio(before[key][1], samples)
-            medians = (f"{np.median(one):.4f}" for one in (before[key][1], samples))
-            yield [*key, *medians, f"{value:.3f}", f"{low:.3f}-{high:.3f}", verdict(value, low, high)]
+    before = _programs(a)
+    for key, (kind, after) in _programs(b).items():
+        if key not in before or before[key][0] != kind:
+            continue
+        title, _, mode, name = key
+        both = before[key][1], after
+        row = [title, mode, name, *(f"{one['ms']:.4f}" for one in both)]
+        if any(one["speedup"] is None for one in both):
+            yield [*row, "-", "-", NOT_PROVEN]
+            continue
+        value, low, high = ratio(*(one["samples_ms"] for one in both))
+        yield [*row, f"{value:.3f}", f"{low:.3f}-{high:.3f}", verdict(value, low, high)]
 
 
-def _programs(record: dict) -> Iterator[tuple[tuple[str, str, str], tuple[str, list[float]]]]:
-    """Kind of time and samples of each program."""
-    for case in record["cases"]:
-        for name, one in case["implementations"].items():
-            yield (case["title"], case["mode"], name), (case["time"], one["samples_ms"])
+def _apart(a: dict, b: dict) -> list[str]:
+    """Programs that have a time in one record alone, with the reason where the other has one, or two kinds of time."""
+    programs, failures = {"A": _programs(a), "B": _programs(b)}, {"A": _failures(a), "B": _failures(b)}
+    found = []
+    for here, there in ("AB", "BA"):
+        for key, (kind, _) in programs[here].items():
+            title, problem, mode, name = key
+            named = f"- {title} ({problem}), {mode}, {name}"
+            if key not in programs[there]:
+                found.append(": ".join(filter(None, [named, f"only in {here}", failures[there].get(key)])))
+            elif here == "A" and (other := programs[there][key][0]) != kind:
+                found.append(f"{named}: {kind} time in A, {other} time in B")
+    return ["", "## Not compared", "", *found] if found else []
+
+
+def _programs(record: dict) -> dict[Key, tuple[str, dict]]:
+    """Kind of time and figures of each program."""
+    return {
+        (case["title"], case["problem"], case["mode"], name): (case["time"], one)
+        for case in record["cases"]
+        for name, one in case["implementations"].items()
+    }
+
+
+def _failures(record: dict) -> dict[Key, str]:
+    return {
+        (case["title"], case["problem"], case["mode"], name): reason
+        for case in record["cases"]
+        for name, reason in case["failures"].items()
+    }
 
 
 def _conditions(a: dict, b: dict) -> Iterator[tuple[str, object, object]]:
     yield "device", a["device"]["kind"], b["device"]["kind"]
     yield "runtime", a["device"]["runtime"], b["device"]["runtime"]
     yield "revision", a["revision"], b["revision"]
-    for kind in ("versions", "variables"):
+    for kind in ("versions", "variables", "config"):
         for name in dict.fromkeys([*a[kind], *b[kind]]):
             yield name, a[kind].get(name), b[kind].get(name)
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    return [table(_HEADER, rows, left=3), ""]
