@@ -122,12 +122,13 @@ def test_modes_of_an_op(mode):
     """By both implementations on the same arrays; gradients have the names of what they are of."""
     spec = ops.PARITY["feature_norm: plain"]
     inputs = jax.tree.map(jnp.asarray, ops.of(spec).inputs(spec))
-    one = modes.build(spec, mode, "xla", inputs, 0)
-    values = one.values(one.run())
+    both = [modes.build(spec, mode, implementation, inputs, 0) for implementation in ("xla", "triton_interpret")]
+    reference, kernels = (one.values(one.run()) for one in both)
     outputs = {"output"} if mode != modes.BACKWARD else set()
     gradients = {"dx", "dweight", "dbias"} if mode in (modes.BACKWARD, modes.FORWARD_BACKWARD) else set()
-    assert set(values) == outputs | gradients
-    assert one.memory.argument_size_in_bytes > 0
+    assert set(reference) == outputs | gradients
+    assert all(one.within for one in differences(kernels, reference))
+    assert all(one.memory.argument_size_in_bytes > 0 for one in both)
 
 
 def test_an_op_that_gives_its_gradients_has_two_modes():
