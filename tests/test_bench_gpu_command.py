@@ -8,7 +8,7 @@ import pytest
 
 from bench import __main__ as command_line
 from bench import model_programs, ops
-from bench.gpu import command, compare, device, modes, roofline, session, suite_model, suite_ops
+from bench.gpu import command, compare, device, modes, roofline, session, suite_model, suite_ops, suite_parity
 from bench.gpu import report as markdown
 from bench.gpu.clock import Sample
 from bench.parity import Errors
@@ -46,7 +46,19 @@ def test_the_line_says_what_jax_says_and_what_it_was_told(error, monkeypatch):
     ("arguments", "message"),
     [
         (["--spec", "none"], "no spec 'none'"),
+        (
+            ["--spec", "headline"],
+            "no spec 'headline'; --device cpu has the tiny problems of the tests alone; ",
+        ),
+        (["--spec", "complex_ema: plan"], "close to it: 'complex_ema: plain', "),
+        (["--suite", "parity", "--spec", "headline"], "--suite parity has the problems of the tests alone"),
         (["--suite", "parity", "--mode", "forward"], "--mode is not for --suite parity"),
+        (["--suite", "parity", "--lengths", "7"], "--lengths is not for --suite parity"),
+        (["--suite", "parity", "--rounds", "3"], "--rounds is not for --suite parity"),
+        (["--suite", "training", "--mode", "forward"], "--mode is not for --suite training"),
+        (["--suite", "model", "--spec", "model S"], "--spec is not for --suite model --device cpu"),
+        (["--out", __file__], f"expected a folder to write into, got {__file__!r}: File exists"),
+        (["--out", f"{__file__}/deep"], f"expected a folder to write into, got '{__file__}/deep': Not a directory"),
         (["--mode", "sideways"], "invalid choice: 'sideways'"),
         (["--lengths", "0"], "expected a positive integer, got '0'"),
     ],
@@ -56,7 +68,9 @@ def test_bad_arguments(arguments, message, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         command_line.main(["gpu", "--device", "cpu", *arguments])
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert len(printed.splitlines()[-1]) < 350
     with pytest.raises(ValueError, match="no model 'none'"):
         suite_model.chosen(["none"])
 
@@ -116,9 +130,20 @@ def test_command_on_cpu(tmp_path, capsys):
 
 
 @pytest.mark.thorough
-def test_parity_on_cpu(capsys):
+def test_without_kernels_nothing_is_tested(capsys):
     command_line.main(["gpu", "--device", "cpu", "--suite", "parity", "--spec", "feature_norm: one token"])
-    assert "1 of 1 passed" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Kernels were not tested." in printed
+    assert "passed" not in printed
+
+
+@pytest.mark.thorough
+def test_parity_of_interpreted_kernels(cpu):
+    title = "feature_norm: plain"
+    (entry,) = suite_parity.run({title: ops.PARITY[title]}, cpu)["parity"]
+    assert entry["passed"]
+    errors = [(line["kernel"]["relative_rms"], line["reference"]["relative_rms"]) for line in entry["lines"]]
+    assert any(kernel != reference for kernel, reference in errors)
 
 
 @pytest.mark.thorough

@@ -46,6 +46,8 @@ def test_report_says_what_passed_and_what_was_not_compared():
         assert row.endswith("|"), rows
     alone = markdown.text(record([], [passed], config={"rounds": 1, "seed": 1, "parity_seed": 0, "kernel": None}))
     assert "**No kernels**" in alone
+    assert "Kernels were not tested." in alone
+    assert "passed" not in alone
     assert "## Times" not in alone
 
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from bench import ops, report
 from bench.gpu import compare, suite_model, suite_ops, suite_parity
@@ -23,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--suite",
         choices=SUITES,
         default="ops",
-        help="ops: kernels, XLA and other people's formulas of every op (the default); model: every program of a whole "
+        help="ops: kernels, XLA and the usual formulations of every op (the default); model: every program of a whole "
         "model; training, inference: those of it; parity: errors of the kernels on the problems of the tests",
     )
     parser.add_argument(
@@ -52,8 +53,10 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Measure; bad input is for `parser` to report. Exits with 1 where parity failed, NO_DEVICE where no GPU is."""
     try:
-        session = begin(options.device, options.rounds, options.seed)
-        record = _record(options, session)
+        check(options)
+        if options.out is not None:
+            prepare(options.out)
+        record = _record(options, begin(options.device, options.rounds, options.seed))
     except NoDevice as error:
         print(f"bench gpu: {error}", file=sys.stderr)
         sys.exit(NO_DEVICE)
@@ -74,9 +77,36 @@ def run_compare(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
         parser.error(str(error))
 
 
+def check(options: argparse.Namespace) -> None:
+    """Refuse what the suite does not take.
+
+    Raises:
+        ValueError: such an option is there.
+    """
+    whole, suite = options.suite in suite_model.SUITES, f"--suite {options.suite}"
+    for name in {"ops": (), "parity": ("mode", "lengths", "rounds")}.get(options.suite, ("mode",)):
+        if getattr(options, name):
+            raise ValueError(f"--{name} is not for {suite}")
+    if whole and options.device == "cpu" and options.spec:
+        raise ValueError(f"--spec is not for {suite} --device cpu, which knows one tiny model")
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder of `--out`, before anything is measured for it.
+
+    Raises:
+        ValueError: it cannot be made or written into.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"--out: expected a folder to write into, got {str(folder)!r}: {reason}") from error
+
+
 def write(record: dict, folder: Path) -> None:
     """The record, the report and, where matplotlib is installed, the pictures."""
-    folder.mkdir(parents=True, exist_ok=True)
     report.write_json(record, folder / "record.json")
     report.write_text(markdown.text(record), folder / "report.md")
     if find_spec("matplotlib") is None:
@@ -89,14 +119,14 @@ def write(record: dict, folder: Path) -> None:
 
 def _record(options: argparse.Namespace, session: Session) -> dict:
     tiny, lengths = session.kernel is None, options.lengths or ()
-    if options.mode and options.suite != "ops":
-        raise ValueError(f"--mode is not for --suite {options.suite}")
     if options.suite in suite_model.SUITES:
         shapes = {"tiny": suite_model.TINY} if tiny else suite_model.chosen(options.spec or suite_model.NAMES)
         return suite_model.run(options.suite, suite_model.at_lengths(shapes, lengths), session)
     if options.suite == "parity":
-        specs = suite_ops.chosen(ops.PARITY, options.spec) if options.spec else ops.PARITY
+        where = "--suite parity has the problems of the tests alone"
+        specs = suite_ops.chosen(ops.PARITY, options.spec, where) if options.spec else ops.PARITY
         return suite_parity.run(specs, session)
     known, names = (ops.PARITY, suite_ops.TINY) if tiny else (ops.PRESETS, suite_ops.NAMES)
-    specs = suite_ops.chosen(known, options.spec or names)
+    where = "--device cpu has the tiny problems of the tests alone" if tiny else ""
+    specs = suite_ops.chosen(known, options.spec or names, where)
     return suite_ops.run(suite_ops.at_lengths(specs, lengths), session, options.mode or ())

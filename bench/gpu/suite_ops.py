@@ -1,4 +1,4 @@
-"""Suite `ops` on a GPU: kernels, the XLA reference and other people's formulas of each op, on problems of its specs.
+"""Suite `ops` on a GPU: kernels, the XLA reference and the usual formulations of each op, on problems of its specs.
 
 Each problem is first compared with the float64 oracle, in one row of its batch and as long as the oracle's memory
 allows; at full size every implementation has to agree with the reference.
@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from functools import partial
 
 import jax
@@ -26,8 +27,11 @@ TINY = ("plain", "linear_cross_entropy: whole blocks")  # for CPU
 ORACLE = 2**26  # numbers in an array of the float64 oracle, which keeps every state
 
 
-def chosen(known: Titled, names: Iterable[str]) -> Titled:
+def chosen(known: Titled, names: Iterable[str], where: str = "") -> Titled:
     """The specs of these names, each by its title.
+
+    Args:
+        where: what to say of the known ones where a name is not among them.
 
     Raises:
         ValueError: there is no such spec.
@@ -36,9 +40,16 @@ def chosen(known: Titled, names: Iterable[str]) -> Titled:
     for name in names:
         matching = ops.find(known, name)
         if not matching:
-            raise ValueError(f"no spec {name!r}; there are {'; '.join(known)}")
+            raise ValueError("; ".join(filter(None, [f"no spec {name!r}", where, *_near(known, name)])))
         found |= matching
     return found
+
+
+def _near(known: Titled, name: str) -> list[str]:
+    """The names closest to one that is unknown, and the ops."""
+    of_ops = dict.fromkeys(ops.of(spec).NAME for spec in known.values())
+    near = get_close_matches(name, dict.fromkeys([*known, *(spec.name for spec in known.values()), *of_ops]), n=4)
+    return [*([f"close to it: {', '.join(map(repr, near))}"] if near else []), f"all of an op: {', '.join(of_ops)}"]
 
 
 def at_lengths(specs: Titled, lengths: Sequence[int]) -> Titled:
