@@ -16,6 +16,8 @@ from bench.tuning.search import Trial, neighbours, search
 from pallas_kernels import AttentionTiles, Tiles, compile_for
 from pallas_kernels import _dispatch as dispatch
 from pallas_kernels import _tuning as tuning
+from pallas_kernels._architecture import Architecture
+from pallas_kernels._tiles import Launch
 
 START = Tiles(16, 2, 4)
 TITLE = "feature_norm: plain"
@@ -36,7 +38,8 @@ def test_neighbours_differ_in_one_number():
 
 
 def test_search_goes_to_the_best():
-    trials = search(START, far_from(Tiles(128, 2, 1)), deadline=1.0, now=lambda: 0.0)
+    trials, time_is_up = search(START, far_from(Tiles(128, 2, 1)), deadline=1.0, now=lambda: 0.0)
+    assert not time_is_up
     assert min(trials, key=lambda one: one.cost).tiles == Tiles(128, 2, 1)
     assert trials[0] == Trial(START, far_from(Tiles(128, 2, 1))(START))
     assert len({one.tiles for one in trials}) == len(trials)
@@ -44,8 +47,8 @@ def test_search_goes_to_the_best():
 
 def test_search_keeps_to_its_time():
     clock = iter(range(100))
-    trials = search(START, far_from(Tiles(128, 2, 1)), deadline=3, now=lambda: next(clock))
-    assert len(trials) == 1 + 3
+    trials, time_is_up = search(START, far_from(Tiles(128, 2, 1)), deadline=3, now=lambda: next(clock))
+    assert (len(trials), time_is_up) == (1 + 3, True)
 
 
 def test_search_passes_over_what_cannot_be_launched():
@@ -54,14 +57,14 @@ def test_search_passes_over_what_cannot_be_launched():
             raise ValueError("too\nlong")
         return far_from(Tiles(128, 2, 1))(tiles)
 
-    trials = search(START, cost, deadline=1.0, now=lambda: 0.0)
+    trials, _ = search(START, cost, deadline=1.0, now=lambda: 0.0)
     assert Trial(Tiles(32, 2, 4), None, "ValueError: too long") in trials
     assert min((one for one in trials if one.cost), key=lambda one: one.cost).tiles == Tiles(16, 2, 1)
 
     def broken(tiles):
         raise ValueError("never")
 
-    assert [one.cost for one in search(START, broken, 1.0, lambda: 0.0)] == [None]
+    assert [one.cost for one in search(START, broken, 1.0, lambda: 0.0)[0]] == [None]
 
 
 TITLES = (
@@ -89,7 +92,7 @@ def test_launches_are_those_of_the_op(title, monkeypatch):
     function, arrays = ops.of(spec).program(spec, "forward", "triton_interpret")
     with compile_for("sm_80"):
         jax.eval_shape(function, arrays)
-    assert tuple(found) == ops.of(spec).launches(spec, "sm_80")
+    assert tuple(found) == ops.of(spec).launches(spec, Architecture.of("sm_80"))
     assert {launch.target for launch in found} == {"sm_80"}
 
 
@@ -126,20 +129,63 @@ class MadeUp:
 
 
 def test_what_is_faster_is_kept(tmp_path, monkeypatch, cpu, capsys):
+    """On a card with fewer multiprocessors than the one its target is named after, where the heuristic differs."""
+    spec, smaller = ops.PRESETS["feature_norm: headline"], Architecture("sm_80", 28, "NVIDIA A10")
+    (forward, _), nominal = (ops.of(spec).launches(spec, gpu) for gpu in (smaller, Architecture.of("sm_80")))
+    assert forward.tiles != nominal[0].tiles
     monkeypatch.setenv("PALLAS_KERNELS_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(command, "Measure", MadeUp)
-    monkeypatch.setattr(command, "target_name", lambda device: "sm_80")
+    monkeypatch.setattr(command, "architecture", lambda settings: smaller)
     monkeypatch.setattr(command, "begin", lambda platform: cpu)
     other = (FORWARD, "sm_90", (("features", 7),), Tiles(8, 1, 1))
     tuning.write_cache(tmp_path / "tuning.json", (other,))
     command_line.main(["tune", "--spec", "feature_norm: headline", "--minutes", "1"])
-    assert "kept" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "kept" in printed
+    assert str(forward.tiles) in printed
+    assert str(nominal[0].tiles) not in printed
     kept, added = tuning.read_cache(tmp_path / "tuning.json")
     assert kept == other
-    forward, _ = ops.of(SPEC).launches(ops.PRESETS["feature_norm: headline"], "sm_80")
     assert added[:3] == (FORWARD, "sm_80", forward.shape)
     assert added[3].num_chunks == 1
     assert command.merged((kept, added), (*added[:3], Tiles(1, 1, 1))) == (kept, (*added[:3], Tiles(1, 1, 1)))
+
+
+def result(*costs: float, time_is_up: bool = False) -> command.Result:
+    """Of trials that cost so much; the first one is where the search started."""
+    trials = [Trial(Tiles(16, 2**n, 4), cost) for n, cost in enumerate(costs)]
+    return command.Result(TITLE, Launch(FORWARD, trials[0].tiles, "heuristic", "sm_80", ()), trials, time_is_up)
+
+
+def test_tiles_that_fail_side_by_side_are_left_out_and_named():
+    def faster(tiles, than):
+        if tiles.num_chunks == 4:
+            raise RuntimeError("illegal\naddress")
+        return True
+
+    found = command.judged(result(3.0, 2.0, 1.0), faster)
+    assert found.kept
+    assert found.entry[3] == Tiles(16, 2, 4)
+    printed = command.text(found)
+    reason = "side by side with the first: RuntimeError: illegal address"
+    assert f"- left out: {Tiles(16, 4, 4)}: {reason}\n" in printed
+    alone = command.judged(result(3.0, 4.0, 1.0), faster)
+    assert not alone.kept
+    assert alone.ranked[0].tiles == alone.launch.tiles
+
+
+def test_the_end_of_the_time_is_printed():
+    assert "\n3 tried, then the time was up (--minutes).\n" in command.text(result(3.0, 2.0, 1.0, time_is_up=True))
+    assert "\n1 tried.\n" in command.text(result(3.0))
+
+
+def test_a_gpu_that_is_too_old_ends_it_in_one_line(monkeypatch, cpu):
+    monkeypatch.setattr(
+        command, "architecture", lambda settings: "Tesla T4 has compute capability 7.5; 8.0 is the least"
+    )
+    monkeypatch.setattr(command, "begin", lambda platform: cpu)
+    with pytest.raises(SystemExit, match=r"^bench tune: Tesla T4 has compute capability 7\.5; 8\.0 is the least$"):
+        command_line.main(["tune"])
 
 
 def figures(issue_us: float, spills: int = 0, products=None, work: bool = True):

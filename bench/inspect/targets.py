@@ -35,9 +35,14 @@ class Target:
     shared_reserved: int = KIB  # taken by the driver from every block
 
     @property
+    def architecture(self) -> Architecture:
+        """The card as the kernels' own heuristics see it."""
+        return Architecture.of(self.name)
+
+    @property
     def multiprocessors(self) -> int:
-        """How many there are; the number that the kernels' own heuristics use."""
-        return Architecture.of(self.name).multiprocessors
+        """How many there are; the number that the heuristics use."""
+        return self.architecture.multiprocessors
 
     @property
     def compute_capability(self) -> tuple[int, int]:

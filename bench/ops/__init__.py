@@ -9,7 +9,7 @@ A module has
     truth(spec, arrays)                     the same from the float64 oracle
     program(spec, mode, implementation)     the program that is compiled and inspected, and its abstract argument
     baselines(spec)                         further implementations that `program` knows, the usual formulations
-    launches(spec, target)                  its kernels with their tiles, on an architecture
+    launches(spec, gpu)                     its kernels with their tiles, on an architecture
     walk(spec, mode, kernel)                how a compiled kernel of that program walks over the sequence
     alike(call)                             programs of its grid that do all there is to do, with how often they occur;
                                             None where values decide what they do

@@ -117,14 +117,14 @@ def baselines(spec: Spec) -> tuple[str, ...]:
     return (DENSE,) if spec.length % spec.chunk else (DENSE, VALUE_TILES)
 
 
-def launches(spec: Spec, target: str) -> tuple[Launch, ...]:
-    """Every kernel with its tiles, on an architecture."""
-    return heuristic.launches(Architecture.of(target), **_call(spec, spec.arrays()))
+def launches(spec: Spec, gpu: Architecture) -> tuple[Launch, ...]:
+    """Every kernel with its tiles, on a GPU."""
+    return heuristic.launches(gpu, **_call(spec, spec.arrays()))
 
 
 def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
     """Programs walk differently far: only their tiles."""
-    plan = launches(spec, kernel.target.name)
+    plan = launches(spec, kernel.target.architecture)
     tiles = asdict(next(launch.tiles for launch in plan if launch.kernel == kernel.name))
     shown = {"block_q": "queries", "block_k": "keys", "block_v": "values", "num_stages": "stages"}
     return Walk({name: tiles[field] for field, name in shown.items()}, elements=0, trips=None, others=0)

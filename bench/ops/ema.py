@@ -145,16 +145,16 @@ def baselines(spec: Spec) -> tuple[str, ...]:
     return (SCAN,) if spec.segments else (FFT, SCAN)
 
 
-def launches(spec: Spec, target: str) -> tuple[Launch, ...]:
-    """Every kernel with its tiles, on an architecture."""
+def launches(spec: Spec, gpu: Architecture) -> tuple[Launch, ...]:
+    """Every kernel with its tiles, on a GPU."""
     arrays = spec.arrays()
     options = {"segment_ids": arrays.get("segment_ids"), "return_state": spec.returned}
-    return heuristic.launches(Architecture.of(target), arrays["x"], arrays["p"], **options)
+    return heuristic.launches(gpu, arrays["x"], arrays["p"], **options)
 
 
 def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
     """Stretches of STEADY steps, tiles inside them, no tile walked step by step; joining, a step for each chunk."""
-    tiles = {launch.kernel: launch.tiles for launch in launches(spec, kernel.target.name)}
+    tiles = {launch.kernel: launch.tiles for launch in launches(spec, kernel.target.architecture)}
     parts = tiles[FORWARD if mode == MODES[0] else BACKWARD].num_chunks  # what is saved is saved at those
     chunks, chunk = Problem(spec.batch, spec.length, spec.features, spec.states).chunks(Tiles(1, parts, 1))
     name = re.sub(r"__\d+$", "", kernel.name)  # XLA numbers equal names

@@ -83,14 +83,14 @@ def baselines(spec: Spec) -> tuple[str, ...]:
     return ()
 
 
-def launches(spec: Spec, target: str) -> tuple[Launch, ...]:
-    """Every kernel with its tiles, on an architecture."""
-    return heuristic.launches(Architecture.of(target), spec.arrays()["x"], centred=spec.centred)
+def launches(spec: Spec, gpu: Architecture) -> tuple[Launch, ...]:
+    """Every kernel with its tiles, on a GPU."""
+    return heuristic.launches(gpu, spec.arrays()["x"], centred=spec.centred)
 
 
 def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
     """One loop over the tiles of a chunk."""
-    tiles = next(launch.tiles for launch in launches(spec, kernel.target.name) if launch.kernel == kernel.name)
+    tiles = next(launch.tiles for launch in launches(spec, kernel.target.architecture) if launch.kernel == kernel.name)
     problem = Problem(spec.batch * spec.length, spec.features, spec.centred, spec.minus_one, eps=0.0)
     trips = -(-problem.chunks(tiles)[1] // tiles.block_length)
     return Walk(

@@ -107,14 +107,14 @@ def baselines(spec: Spec) -> tuple[str, ...]:
     return ()
 
 
-def launches(spec: Spec, target: str) -> tuple[Launch, ...]:
-    """Every kernel with its tiles, on an architecture."""
-    return heuristic.launches(Architecture.of(target), **call(spec, moving(spec.arrays())))
+def launches(spec: Spec, gpu: Architecture) -> tuple[Launch, ...]:
+    """Every kernel with its tiles, on a GPU."""
+    return heuristic.launches(gpu, **call(spec, moving(spec.arrays())))
 
 
 def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
     """Matrix products are what takes time: only their tiles."""
-    tiles = next(launch.tiles for launch in launches(spec, kernel.target.name) if launch.kernel == kernel.name)
+    tiles = next(launch.tiles for launch in launches(spec, kernel.target.architecture) if launch.kernel == kernel.name)
     shown = {"rows": tiles.block_m, "columns": tiles.block_n, "terms": tiles.block_k, "stages": tiles.num_stages}
     return Walk(shown | {"splits": tiles.num_splits}, elements=0, trips=None, others=0)
 

@@ -148,15 +148,15 @@ def baselines(spec: Spec) -> tuple[str, ...]:
     return () if other else (SUMS,)
 
 
-def launches(spec: Spec, target: str) -> tuple[Launch, ...]:
-    """Every kernel with its tiles, on an architecture."""
+def launches(spec: Spec, gpu: Architecture) -> tuple[Launch, ...]:
+    """Every kernel with its tiles, on a GPU."""
     options = {"num_groups": spec.groups, "statistics": spec.statistics}
-    return heuristic.launches(Architecture.of(target), spec.arrays()["x"], **options)
+    return heuristic.launches(gpu, spec.arrays()["x"], **options)
 
 
 def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
     """One loop over the tiles of a chunk; loops inside it walk the documents of a tile, taken to be one."""
-    plan = launches(spec, kernel.target.name)
+    plan = launches(spec, kernel.target.architecture)
     tiles = next(launch.tiles for launch in plan if launch.kernel == kernel.name.removesuffix("_totals"))
     problem = Problem(spec.batch, spec.length, spec.features, spec.groups, 0.0, spec.statistics)
     return Walk(

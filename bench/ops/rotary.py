@@ -96,14 +96,14 @@ def baselines(spec: Spec) -> tuple[str, ...]:
     return ()
 
 
-def launches(spec: Spec, target: str) -> tuple[Launch, ...]:
-    """Every kernel with its tiles, on an architecture."""
-    return heuristic.launches(Architecture.of(target), spec.arrays()["z"], interleaved=spec.interleaved)
+def launches(spec: Spec, gpu: Architecture) -> tuple[Launch, ...]:
+    """Every kernel with its tiles, on a GPU."""
+    return heuristic.launches(gpu, spec.arrays()["z"], interleaved=spec.interleaved)
 
 
 def walk(spec: Spec, mode: str, kernel: Kernel) -> Walk:
     """One loop over the tiles of a chunk; loops inside it are not entered."""
-    tiles = next(launch.tiles for launch in launches(spec, kernel.target.name) if launch.kernel == kernel.name)
+    tiles = next(launch.tiles for launch in launches(spec, kernel.target.architecture) if launch.kernel == kernel.name)
     problem = Problem(spec.batch, spec.length, spec.heads, spec.depth, 0.0, 1.0, False, 0.0, 1.0)
     trips = -(-problem.chunks(tiles)[1] // tiles.block_length)
     return Walk(

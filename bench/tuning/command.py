@@ -3,12 +3,13 @@
 import argparse
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 
 from bench import ops
-from bench.gpu.device import NoDevice, target_name
+from bench.gpu.checks import said
+from bench.gpu.device import NoDevice
 from bench.gpu.report import table
 from bench.gpu.session import Session, begin
 from bench.gpu.suite_ops import chosen
@@ -18,7 +19,9 @@ from bench.tuning import modelled
 from bench.tuning.measured import Measure
 from bench.tuning.search import Trial, search
 from megalodon_jax.cli.arguments import positive_float
-from pallas_kernels._tiles import Launch
+from pallas_kernels._architecture import Architecture, architecture
+from pallas_kernels._settings import Settings
+from pallas_kernels._tiles import AnyTiles, Launch
 from pallas_kernels._tuning import Entry, cache_file, read_cache, write_cache
 
 MINUTES = 10.0
@@ -29,11 +32,12 @@ _SHOWN = 8  # trials of a kernel
 
 @dataclass(frozen=True)
 class Result:
-    """What was tried for one kernel of a problem, and whether the best is to be kept."""
+    """What was tried for one kernel of a problem, whether its time was up, and whether the best is to be kept."""
 
     title: str
     launch: Launch
     trials: list[Trial]
+    time_is_up: bool
     kept: bool = False
 
     @property
@@ -77,7 +81,10 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         for result in ranked(specs, options.target or TARGET, seconds):
             print(text(result))
         return
-    for result in tuned(specs, session, seconds):
+    gpu = architecture(Settings())
+    if isinstance(gpu, str):
+        sys.exit(f"bench tune: {gpu}")
+    for result in tuned(specs, gpu, session, seconds):
         print(text(result), flush=True)
         if result.kept:
             known = merged(known, result.entry)
@@ -94,24 +101,32 @@ def _on_gpu() -> Session | None:
 
 def ranked(specs: Titled, target: str, seconds: float) -> Iterator[Result]:
     """By the static model."""
-    for title, spec, launch, deadline in _turns(specs, target, seconds):
+    for title, spec, launch, deadline in _turns(specs, Architecture.of(target), seconds):
         cost = partial(modelled.cost, spec, launch.kernel, target)
-        yield Result(title, launch, search(launch.tiles, cost, deadline))
+        yield Result(title, launch, *search(launch.tiles, cost, deadline))
 
 
-def tuned(specs: Titled, session: Session, seconds: float) -> Iterator[Result]:
-    """On a GPU."""
-    for title, spec, launch, deadline in _turns(specs, target_name(session.device), seconds):
+def tuned(specs: Titled, gpu: Architecture, session: Session, seconds: float) -> Iterator[Result]:
+    """On the GPU at hand."""
+    for title, spec, launch, deadline in _turns(specs, gpu, seconds):
         measure = Measure(spec, launch.kernel, session)
-        found = Result(title, launch, search(launch.tiles, measure.cost, deadline))
-        better = bool(found.ranked) and found.ranked[0].tiles != launch.tiles
-        kept = better and measure.faster(found.ranked[0].tiles, launch.tiles)
-        yield Result(title, launch, found.trials, kept)
+        yield judged(Result(title, launch, *search(launch.tiles, measure.cost, deadline)), measure.faster)
 
 
-def _turns(specs: Titled, target: str, seconds: float):
+def judged(found: Result, faster: Callable[[AnyTiles, AnyTiles], bool]) -> Result:
+    """Are the best tiles faster than the first, side by side? Those that fail there are left out."""
+    while found.ranked and (best := found.ranked[0]).tiles != found.launch.tiles:
+        try:
+            return replace(found, kept=faster(best.tiles, found.launch.tiles))
+        except Exception as error:  # as in the search
+            failed = replace(best, cost=None, reason=f"side by side with the first: {said(error)}")
+            found = replace(found, trials=[failed if one is best else one for one in found.trials])
+    return found
+
+
+def _turns(specs: Titled, gpu: Architecture, seconds: float):
     """Each kernel with the time until which it may be searched for: the rest is shared evenly by those to come."""
-    todo = [(title, spec, one) for title, spec in specs.items() for one in ops.of(spec).launches(spec, target)]
+    todo = [(title, spec, one) for title, spec in specs.items() for one in ops.of(spec).launches(spec, gpu)]
     end = time.monotonic() + seconds
     for number, turn in enumerate(todo):
         now = time.monotonic()
@@ -124,13 +139,13 @@ def merged(entries: tuple[Entry, ...], new: Entry) -> tuple[Entry, ...]:
 
 
 def text(result: Result) -> str:
-    """A table of the best trials of a kernel and of the first one, and how many were not launched."""
+    """A table of the best trials of a kernel and of the first one, how many there were, and those left out."""
     shown = result.ranked[:_SHOWN]
     shown += [one for one in result.ranked[_SHOWN:] if one.tiles == result.launch.tiles]
     note = {result.launch.tiles: result.launch.source} | ({result.ranked[0].tiles: "kept"} if result.kept else {})
     rows = [[str(one.tiles), f"{one.cost:.4f}", note.get(one.tiles, "")] for one in shown]
     lines = [f"## {result.title}, {result.launch.kernel}", ""]
     lines += [table(("tiles", "ms", ""), rows), ""] if rows else []
-    if failed := [one for one in result.trials if one.cost is None]:
-        lines.append(f"{len(failed)} of {len(result.trials)} were not launched; {failed[0].tiles}: {failed[0].reason}")
-    return "\n".join([*lines, ""])
+    failed = [f"- left out: {one.tiles}: {one.reason}" for one in result.trials if one.cost is None]
+    end = ", then the time was up (--minutes)" if result.time_is_up else ""
+    return "\n".join([*lines, f"{len(result.trials)} tried{end}.", *failed, ""])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from bench.gpu.checks import said
 from pallas_kernels._tiles import AnyTiles
 
 MOST_STAGES = 5
@@ -24,8 +25,10 @@ class Trial:
     reason: str = ""
 
 
-def search(start: AnyTiles, cost: Cost, deadline: float, now: Callable[[], float] = time.monotonic) -> list[Trial]:
-    """Every trial, the start first; ends where no neighbour is better, or at the deadline.
+def search(
+    start: AnyTiles, cost: Cost, deadline: float, now: Callable[[], float] = time.monotonic
+) -> tuple[list[Trial], bool]:
+    """Every trial, the start first, until no neighbour is better or the time is up; and whether that is so.
 
     Args:
         start: tiles that are always tried.
@@ -36,15 +39,16 @@ def search(start: AnyTiles, cost: Cost, deadline: float, now: Callable[[], float
     best = trials[start]
     while best.cost is not None:
         for tiles in neighbours(best.tiles):
+            if tiles in trials:
+                continue
             if now() >= deadline:
-                return list(trials.values())
-            if tiles not in trials:
-                trials[tiles] = _trial(tiles, cost)
+                return list(trials.values()), True
+            trials[tiles] = _trial(tiles, cost)
         better = min((one for one in trials.values() if one.cost is not None), key=lambda one: one.cost)
         if better is best:
             break
         best = better
-    return list(trials.values())
+    return list(trials.values()), False
 
 
 def neighbours(tiles: AnyTiles) -> Iterator[AnyTiles]:
@@ -64,4 +68,4 @@ def _trial(tiles: AnyTiles, cost: Cost) -> Trial:
     try:
         return Trial(tiles, cost(tiles))
     except Exception as error:  # refused, too much shared memory, wrong results: compilers raise what they like
-        return Trial(tiles, None, f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
+        return Trial(tiles, None, said(error))
