@@ -119,7 +119,7 @@ def text(table: str, results: Sequence[Result], environment: str) -> str:
 
 
 def _problems(record: dict) -> Iterator[tuple[str, str]]:
-    """Where kernels are wrong or do not run, and why; what becomes of other people's formulas is another matter."""
+    """Where kernels are wrong or do not run, and why; what becomes of the usual formulations is another matter."""
     for entry in record["parity"]:
         if not entry["passed"]:
             names = [line["name"] for line in entry["lines"] if not line["within"]]
