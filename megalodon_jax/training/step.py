@@ -124,7 +124,8 @@ def update(
     with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats
         changes, moments = optimizer.update(gradients, state.optimizer, state.parameters)
     changes = jax.tree.map(lambda u: u * (-rate).astype(u.dtype), changes)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(devices.norm(changes))
+    odd = devices.norm(jax.tree.map(lambda u: 0 * u, changes))  # 0, or NaN if a change is not finite on any device
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(odd)
     keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
     parameters = jax.tree.map(keep, optax.apply_updates(state.parameters, changes), state.parameters)
     moments = jax.tree.map(keep, moments, state.optimizer)
