@@ -67,7 +67,7 @@ def test_powers_of_a_long_memory():
     np.testing.assert_allclose(slope[0, 0], 100_003 * exact[0, 0] / np.asarray(q)[0, 0], rtol=1e-5)
 
 
-def test_other_models_are_refused():
+def test_other_models_are_refused(unhooked):
     config = LlamaConfig(vocab_size=32, dim=16, depth=1, heads=2, dim_head=8, max_seq_len=32)
     llama = Llama(config, key=jax.random.key(0))
     with pytest.raises(TypeError, match="MegalodonForCausalLM or MegalodonModel, got Llama"):
