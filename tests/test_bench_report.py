@@ -102,9 +102,7 @@ def test_the_shipped_report_is_of_every_problem_and_form():
     text = (ROOT / "docs" / "report.md").read_text()
     shipped = command.with_formulations(command.NAMES)
     assert {title.split(":")[0] for title in shipped} == {"complex_ema", "timestep_norm", "chunked_attention"}
-    halves = text.split("\n## ")[1:]
-    assert [half.splitlines()[0] for half in halves] == ["Compiled for an H100", "Executed on a CPU"]
-    for half in halves:
+    for half in text.split("\n## ")[1:]:
         for title, spec in shipped.items():
             assert rows(half, title)
             assert all(rows(half, name) for name in ops.of(spec).baselines(spec))
