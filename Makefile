@@ -1,6 +1,8 @@
 # make demo   install into a virtual environment, train a small model for two minutes, generate text
 # make test   install into a virtual environment, lint, type check, run the tests
-# make test-all   make test, the rest of the tests, every kernel compiled for every architecture, make test on NEWEST
+# make test-all   make test, make newest, make thorough
+# make newest   make test with NEWEST
+# make thorough   the rest of the tests, and every kernel compiled for every architecture
 # make docs   the documents as a site, in build/site; a broken link is an error
 # PYTHON chooses the interpreter: make test PYTHON=python3.12 (its own environment, without torch)
 
@@ -14,16 +16,20 @@ comma := ,
 TORCH := $(if $(filter 3.11,$(VERSION)),$(comma)torch)
 SEED ?= 0
 
-.PHONY: demo test test-all lint types unit docs install clean
+.PHONY: demo test test-all newest thorough lint types unit docs install clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m megalodon_jax demo --seed $(SEED)
 
 test: lint types unit
 
-test-all: test
-	$(BIN)/python -m pytest -n 2 -m "all_targets or thorough"
+test-all: test newest thorough
+
+newest:
 	$(MAKE) test PYTHON=$(NEWEST)
+
+thorough: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 -m "all_targets or thorough"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

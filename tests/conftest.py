@@ -1,18 +1,29 @@
 """Settings of the whole suite: strict dtype promotion, two CPU devices, one line for all tests skipped for one reason.
 
-Compilation is nearly all of the suite's time, so the compiler's optimiser is off, unless XLA_FLAGS says otherwise:
-`make test` runs the tests marked `optimized` in a second process with the optimiser on.
+Compilation is most of the suite's time, so the compiler's optimiser is off, and so are its slow emitters of fusions,
+unless XLA_FLAGS says otherwise: `make test` runs the tests marked `optimized` in a second process with both on.
+
+TESTS_END, in seconds since 1970, is when no more tests begin; a line of the summary counts those there was no time for.
 """
 
 import gc
 import importlib.util
+import itertools
+import math
 import os
+import random
 import sys
+import time
 from pathlib import Path
+
+import jaxlib.version
 
 # `pytest -m cuda` runs on the GPU, optimised. Workers of pytest-xdist inherit what the main process decided.
 if "PYTEST_XDIST_WORKER" not in os.environ and not any("cuda" in argument for argument in sys.argv):
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2")
+    flags = ["--xla_backend_optimization_level=0", "--xla_force_host_platform_device_count=2"]
+    if jaxlib.version.__version_info__ < (0, 11):  # later ones have no others
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with the wheels of the extra `inspect`, jax would look for a GPU
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -21,16 +32,25 @@ import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+gc.set_threshold(100_000, 50, 100)  # tracing makes many objects and little garbage
 
 # Minutes each. They come first, so that no worker of `make test` is left with one of them at the end.
 LONG = {f"test_{name}.py" for name in ("ema_kernels", "model", "streaming", "inspect_ema", "bench_inspect", "cli")}
+END = float(os.environ.get("TESTS_END", "inf"))
+TESTS = itertools.count()
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONG)
+    if math.isfinite(END):  # another order of files every time, so that it is not always the same ones that are left
+        names = sorted({item.path.name for item in items})
+        random.Random(END).shuffle(names)
+        items.sort(key=lambda item: names.index(item.path.name))
 
 
 def pytest_runtest_setup(item):
+    if time.time() > END:
+        pytest.skip("there was no time left (TESTS_END)")
     if item.get_closest_marker("cuda") and jax.default_backend() != "gpu":
         pytest.skip("needs an NVIDIA GPU, and pytest -m cuda")  # skipped from here, they make one line of the summary
     if item.get_closest_marker("torch_ref") and importlib.util.find_spec("megalodon") is None:
@@ -42,7 +62,7 @@ def programs_given_back():
     """Drop compiled programs once they fill half of the 65,530 memory maps after which Linux lets a process crash."""
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_text().splitlines()) > 30_000:
+    if next(TESTS) % 10 == 0 and maps.exists() and len(maps.read_text().splitlines()) > 30_000:
         jax.clear_caches()
         gc.collect()
 

@@ -156,6 +156,7 @@ def test_json_is_replaced_as_a_whole(tmp_path):
     assert os.listdir(tmp_path) == ["out.json"]
 
 
+@pytest.mark.thorough
 def test_cpu_command(tmp_path):
     path, png = tmp_path / "out.json", tmp_path / "out.png"
     finished = subprocess.run(

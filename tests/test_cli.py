@@ -108,7 +108,7 @@ def test_train_learns_and_writes_its_files(trained, folder):
 
 def test_saved_model_reaches_the_loss_that_was_recorded(trained, folder):
     parts = split(read_tokens(folder / "text.txt"), "auto")
-    windows = fixed_windows(parts.validation, 64, None, 256)
+    windows = fixed_windows(parts.validation, 64, None)
     model = load_checkpoint(trained[1])
     loss = jax.jit(
         lambda model: model.compute_loss(jnp.asarray(windows.inputs), jnp.asarray(windows.targets), shift=False)

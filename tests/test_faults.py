@@ -13,6 +13,7 @@ from bench.inspect.triton_ir import KernelFault
 from bench.tolerance import within
 from pallas_kernels.timestep_norm import math, problem, triton_backward, triton_forward
 from pallas_kernels.timestep_norm.specs import PARITY
+from tests import kernel_parity
 
 SPECS = {spec.name: spec for spec in PARITY}
 
@@ -65,11 +66,11 @@ def sign_swapped(monkeypatch):
 
 # name: (how, spec it shows on, caught by parity when interpreted, caught when the IR is executed: how)
 FAULTS = {
+    "race": (chunks_overlap, "chunks", True, KernelFault),
+    "swapped sign in the backward": (sign_swapped, "plain", True, AssertionError),
     "off-by-one mask": (one_row_too_many, "ragged", True, KernelFault),
     "store without its mask": (tail_stored_without_mask, "heuristic tiles", False, KernelFault),
-    "race": (chunks_overlap, "chunks", True, KernelFault),
     "missing store": (variance_not_stored, "plain", True, KernelFault),
-    "swapped sign in the backward": (sign_swapped, "plain", True, AssertionError),
 }
 
 
@@ -86,7 +87,7 @@ def uncached():
 
 
 @pytest.mark.usefixtures("uncached")
-@pytest.mark.parametrize("name", [pytest.param("off-by-one mask", marks=pytest.mark.thorough), *[*FAULTS][1:]])
+@pytest.mark.parametrize("name", kernel_parity.first([*FAULTS], 2))
 def test_every_fault_is_caught(name, monkeypatch):
     seed, spec_name, interpreted, executed = FAULTS[name]
     spec = SPECS[spec_name]

@@ -73,7 +73,7 @@ def test_parts_follow_each_other():
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
-    make = lambda seed, step: training_batch(TOKENS, seed, step, (2, 3), 16, 256)  # noqa: E731
+    make = lambda seed, step: training_batch(TOKENS, seed, step, (2, 3), 16)  # noqa: E731
     batch, again = make(1, 5), make(1, 5)
     assert batch.inputs.shape == batch.targets.shape == (2, 3, 16)
     assert batch.inputs.dtype == batch.targets.dtype == np.int32
@@ -85,27 +85,27 @@ def test_a_batch_is_a_function_of_seed_and_step():
 
 
 def test_every_window_is_drawn_the_last_one_too():
-    batch = training_batch(TOKENS, 0, 0, (1, 64), 198, 256)
+    batch = training_batch(TOKENS, 0, 0, (1, 64), 198)
     assert set(batch.inputs[0, :, 0]) == {0, 1}
     assert batch.targets.max() == 199
 
 
 @pytest.mark.parametrize("count", [None, 100])
 def test_fixed_windows_predict_every_token_once(count):
-    windows = fixed_windows(TOKENS, 16, count, 256)
+    windows = fixed_windows(TOKENS, 16, count)
     targets = windows.targets[windows.targets != IGNORED]
     np.testing.assert_array_equal(targets, TOKENS[1:])
 
 
 def test_some_fixed_windows_are_spread():
-    windows = fixed_windows(TOKENS, 16, 4, 256)
+    windows = fixed_windows(TOKENS, 16, 4)
     np.testing.assert_array_equal(windows.inputs[:, 0], [0, 48, 96, 144])
-    np.testing.assert_array_equal(windows.inputs, fixed_windows(TOKENS, 16, 4, 256).inputs)
+    np.testing.assert_array_equal(windows.inputs, fixed_windows(TOKENS, 16, 4).inputs)
 
 
 @pytest.mark.parametrize("length", [1, 7, 16, 199, 300])
 def test_sliding_windows_predict_every_token_once_in_context(length):
-    windows = sliding_windows(TOKENS, length, 256)
+    windows = sliding_windows(TOKENS, length)
     counts = windows.targets != IGNORED
     np.testing.assert_array_equal(windows.targets[counts], TOKENS[1:])
     place = np.broadcast_to(np.arange(length), counts.shape)
@@ -121,14 +121,9 @@ def test_documents_of_a_window():
 
 def test_documents_of_fixed_windows_end_in_padding():
     tokens = np.array([5, 0, 6, 7, 0, 8], np.uint16)
-    windows = fixed_windows(tokens, 4, None, 256, separator=0)
+    windows = fixed_windows(tokens, 4, None, separator=0)
     np.testing.assert_array_equal(windows.segment_ids, [[1, 1, 2, 2], [1, 2, 0, 0]])
     np.testing.assert_array_equal(windows.targets, [[0, IGNORED, 7, 0], [IGNORED] * 4])
-
-
-def test_a_token_that_the_model_does_not_have():
-    with pytest.raises(ValueError, match="the data holds token 199, the model has 150 tokens"):
-        fixed_windows(TOKENS, 16, None, 150)
 
 
 def test_prefetch_is_one_ahead_and_passes_errors_on():

@@ -23,7 +23,7 @@ def parts(model):
 def test_the_mean_over_windows_counts_every_target_once():
     """Three rows at a time of four windows; the last window is half empty."""
     parameters, static = parts(bigram(64))
-    loss = Evaluator(static, 3).windows(parameters, fixed_windows(TOKENS, 13, None, 64))
+    loss = Evaluator(static, 3).windows(parameters, fixed_windows(TOKENS, 13, None))
     logits = np.asarray(jax.nn.log_softmax(bigram(64).weight[TOKENS[:-1].astype(np.int32)]), np.float64)
     assert loss == pytest.approx(-np.mean(logits[np.arange(46), TOKENS[1:]]), rel=1e-6)
 
@@ -49,7 +49,7 @@ def test_a_model_without_streams_reads_sliding_windows():
     parameters, static = parts(Sized(bigram(64), models.config()))
     loss, how = Evaluator(static, 4).sequential(parameters, TOKENS, 12)
     assert how == "sliding windows"
-    assert loss == Evaluator(static, 4).windows(parameters, sliding_windows(TOKENS, 12, 64))
+    assert loss == Evaluator(static, 4).windows(parameters, sliding_windows(TOKENS, 12))
     with pytest.raises(ValueError, match="at least 2 are needed"):
         Evaluator(static, 1).sequential(parameters, TOKENS[:1], 12)
 

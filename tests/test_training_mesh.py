@@ -181,7 +181,7 @@ def test_many_batches_are_evaluated_one_after_the_other():
     """Many of them at a time, and eight CPU devices wait for each other for ever."""
     parameters, static = eqx.partition(small.build(vocab_size=256), eqx.is_array)
     devices = devices_of(configs.Mesh(**MESHES[-1]), parameters)
-    windows = fixed_windows(np.frombuffer(4 * TEXT, np.uint8), 16, None, 256)
+    windows = fixed_windows(np.frombuffer(4 * TEXT, np.uint8), 16, None)
     on_one = Evaluator(static, 8).windows(parameters, windows)
     on_all = Evaluator(static, 8, devices).windows(devices.spread(parameters), windows)
     assert on_all == pytest.approx(on_one, rel=1e-6)

@@ -19,7 +19,7 @@ def train_by_torch(config: TrainingConfig, show: Show) -> None:
     run, length = Run(config), config.data.sequence_length
     model = run.model(run.state)
     training = TorchTraining(model, config.optimizer, "float32")
-    windows = fixed_windows(run.parts.validation, length, config.evaluation.windows, model.config.vocab_size)
+    windows = fixed_windows(run.parts.validation, length, config.evaluation.windows)
     prepare(config, None)
     losses = []
     with Recorder(Path(config.run_dir), 0, False, show) as recorder:

@@ -70,14 +70,14 @@ def train(model: MegalodonForCausalLM, corpus: Corpus, options: Options) -> Gene
     Raises:
         CommandError: the loss is not finite.
     """
-    length, vocabulary = options.sequence_length, model.config.vocab_size
+    length = options.sequence_length
     optimizer = make_optimizer(OPTIMIZER)
     state, static = initial_state(model, optimizer, options.seed)
     evaluator = Evaluator(static, options.batch_size)
-    windows = fixed_windows(corpus.held_out, length, None, vocabulary)
+    windows = fixed_windows(corpus.held_out, length, None)
 
     def batch() -> Batch:
-        return training_batch(corpus.train, options.seed, step, (1, options.batch_size), length, vocabulary)
+        return training_batch(corpus.train, options.seed, step, (1, options.batch_size), length)
 
     def record(loss: float | None, evaluate: bool) -> Progress:
         seen = step * options.batch_size * length

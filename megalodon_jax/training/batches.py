@@ -26,7 +26,6 @@ def training_batch(
     step: int,
     shape: tuple[int, int],
     length: int,
-    vocabulary: int,
     separator: int | None = None,
     rows: Int[np.ndarray, " rows"] | None = None,
 ) -> Batch:
@@ -37,46 +36,36 @@ def training_batch(
         seed, step: decide, alone, which windows.
         shape: (accumulate, batch).
         length: T.
-        vocabulary: ids are below it.
         separator: the token that ends a document.
         rows: which rows of every micro-batch, the only ones that are read; None: all.
-
-    Raises:
-        ValueError: a token that is not in the vocabulary.
     """
     generator = np.random.default_rng((seed, step))
     starts = generator.integers(0, len(tokens) - length - 1, size=shape, endpoint=True)
     starts = starts if rows is None else starts[:, rows]
-    return _batch(_windows(tokens, starts, length), vocabulary, separator)
+    return _batch(_windows(tokens, starts, length), separator)
 
 
 def fixed_windows(
-    tokens: UInt[np.ndarray, " N"], length: int, count: int | None, vocabulary: int, separator: int | None = None
+    tokens: UInt[np.ndarray, " N"], length: int, count: int | None, separator: int | None = None
 ) -> Batch:
     """`count` windows of the consecutive ones that cover `tokens`, evenly spaced, or all of them for None, [W, T].
 
     All of them predict every token but the first exactly once.
-
-    Raises:
-        ValueError: a token that is not in the vocabulary.
     """
     starts = np.arange(0, len(tokens) - 1, length)
     if count is not None and count < len(starts):
         starts = starts[np.arange(count) * len(starts) // count]
-    return _batch(_windows(tokens, starts, length), vocabulary, separator)
+    return _batch(_windows(tokens, starts, length), separator)
 
 
-def sliding_windows(tokens: UInt[np.ndarray, " N"], length: int, vocabulary: int) -> Batch:
+def sliding_windows(tokens: UInt[np.ndarray, " N"], length: int) -> Batch:
     """Windows that overlap by half, of which the second half is predicted (of the first one all), [W, T].
 
     Every token but the first is predicted exactly once, with half a window before it at least.
-
-    Raises:
-        ValueError: a token that is not in the vocabulary.
     """
     stride = max(length // 2, 1)
     starts = np.arange(0, max(len(tokens) - 1 - (length - stride), 1), stride)
-    batch = _batch(_windows(tokens, starts, length), vocabulary, None)
+    batch = _batch(_windows(tokens, starts, length), None)
     seen = (np.arange(length) < length - stride) & (starts > 0)[:, None]
     return batch._replace(targets=np.where(seen, IGNORED, batch.targets).astype(np.int32))
 
@@ -90,12 +79,8 @@ def _windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> Int32[np.nd
     return windows.reshape(*starts.shape, length + 1)
 
 
-def _batch(windows: Int32[np.ndarray, "*batch W"], vocabulary: int, separator: int | None) -> Batch:
+def _batch(windows: Int32[np.ndarray, "*batch W"], separator: int | None) -> Batch:
     there = windows != IGNORED
-    if (largest := windows.max()) >= vocabulary:
-        raise ValueError(
-            f"the data holds token {largest}, the model has {vocabulary} tokens; data.tokens says how the file is read"
-        )
     targets, segment_ids = windows[..., 1:], None
     if separator is not None:
         segment_ids, targets = segments(windows, separator)

@@ -48,7 +48,7 @@ class Evaluator:
         if len(tokens) < 2:
             raise ValueError(f"a text of {len(tokens)} tokens predicts nothing; at least 2 are needed")
         if not isinstance(self._static, MegalodonForCausalLM):
-            windows = sliding_windows(tokens, length, self._static.config.vocab_size)
+            windows = sliding_windows(tokens, length)
             return self.windows(parameters, windows), "sliding windows"
         cache = init_cache(self._static.config, 1, allocate_kv=True, allocate_norm=True, allocate_ema=True)
         parameters, sums = self._devices.at_home(parameters), []  # one stream has nothing to share out

@@ -34,20 +34,18 @@ class Run:
     def __init__(self, config: TrainingConfig):
         self.config, data = config, config.data
         sizes = models.model_config(config)
-        self._vocabulary, self._compute_dtype = sizes.vocab_size, jnp.dtype(sizes.compute_dtype).name
+        self._compute_dtype = jnp.dtype(sizes.compute_dtype).name
         tokens = read_tokens(data.path, data.tokens)
-        if (largest := largest_token(tokens)) >= self._vocabulary:
+        if (largest := largest_token(tokens)) >= sizes.vocab_size:
             raise ValueError(
-                f"the data holds token {largest}, the model has {self._vocabulary} tokens; data.tokens says how the "
+                f"the data holds token {largest}, the model has {sizes.vocab_size} tokens; data.tokens says how the "
                 "file is read"
             )
         self.parts = split(tokens, data.split, data.sequence_length + 1)
         if config.evaluation.sequential == "test" and len(self.parts.test) < 2:
             raise ValueError(f"evaluation.sequential is test, and data.split {data.split} leaves no test part")
         self._windows = {
-            name: fixed_windows(
-                part, data.sequence_length, config.evaluation.windows, self._vocabulary, data.document_separator
-            )
+            name: fixed_windows(part, data.sequence_length, config.evaluation.windows, data.document_separator)
             for name, part in (("evaluated_train_loss", self.parts.train), ("validation_loss", self.parts.validation))
         }
         pretrained = config.init_from == "gpt2"
@@ -76,8 +74,7 @@ class Run:
         config, data = self.config, self.config.data
         shape, rows = (config.accumulate, config.batch_size), self._devices.rows(config.batch_size)
         batch = training_batch(
-            self.parts.train, config.seed, step, shape, data.sequence_length, self._vocabulary,
-            data.document_separator, rows,
+            self.parts.train, config.seed, step, shape, data.sequence_length, data.document_separator, rows,
         )  # fmt: skip
         return self._devices.put(batch, config.batch_size)
 
