@@ -19,6 +19,7 @@ from bench import (
     inspect_tiles,
     inspect_toeplitz,
     ops,
+    problems,
 )
 from bench.gpu import command as gpu
 from bench.inspect import TARGETS
@@ -85,13 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _specs(suite: str, names: Sequence[str], parser: argparse.ArgumentParser) -> ops.Titled:
-    known, found = _INSPECT[suite], {}
-    for name in names:
-        matching = ops.find(known, name)
-        if not matching:
-            parser.error(f"no spec {name!r} in suite {suite}; its specs are: {'; '.join(known) or 'none'}")
-        found |= matching
-    return found
+    known = _INSPECT[suite]
+    if names and not known:
+        parser.error(f"--spec is not for --suite {suite}")
+    try:
+        return problems.chosen(known, names, f"--suite {suite} has others")
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:

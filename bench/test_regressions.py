@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bench import ops
+from bench import ops, problems
 from bench.gpu import suite_ops
-from bench.gpu.modes import FORWARD, FORWARD_BACKWARD, build, timed_compile
 from bench.gpu.suite_model import TINY
 from bench.model_programs import MODEL_S, program
+from bench.modes import FORWARD, FORWARD_BACKWARD, build, timed_compile
 from bench.programs import Program
 
 GPU = jax.default_backend() == "gpu"
-SPECS = suite_ops.chosen(ops.PRESETS, suite_ops.NAMES) if GPU else suite_ops.chosen(ops.PARITY, ["heuristic tiles"])
+SPECS = problems.chosen(ops.PRESETS, suite_ops.NAMES) if GPU else problems.chosen(ops.PARITY, ["heuristic tiles"])
 
 
 @pytest.mark.parametrize("implementation", ["xla", "triton"] if GPU else ["xla"])

@@ -8,7 +8,7 @@ import numpy as np
 from bench.gpu import roofline
 from bench.gpu.cases import Subject, differences, measure
 from bench.gpu.clock import Sample
-from bench.gpu.modes import Built
+from bench.modes import Built
 from bench.parity import Errors, Line
 
 ROOF = roofline.Roofline(1e9, 1e12, 1e11, "made up")

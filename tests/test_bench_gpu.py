@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import ops, tolerance
-from bench.gpu import clock, modes, roofline, suite_ops
+from bench import modes, ops, problems, tolerance
+from bench.gpu import clock, roofline, suite_ops
 from bench.gpu.cases import differences, measure
 from bench.gpu.clock import Sample
 from bench.inspect.targets import find_target
@@ -147,23 +147,23 @@ def test_operations_of_the_modes_add_up(mode):
 
 def test_the_oracle_gets_what_it_has_room_for():
     for title, spec in ops.PRESETS.items():
-        short = suite_ops.shortened(spec)
-        assert suite_ops._numbers(short) <= suite_ops.ORACLE, title
+        short = problems.shortened(spec)
+        assert problems._numbers(short) <= problems.ORACLE, title
         assert getattr(short, "batch", 1) == 1
-    assert suite_ops.shortened(ops.PRESETS["complex_ema: 7B"]).length == 1024
+    assert problems.shortened(ops.PRESETS["complex_ema: 7B"]).length == 1024
     plain = ops.PARITY["complex_ema: plain"]
-    assert suite_ops.shortened(plain).length == plain.length
+    assert problems.shortened(plain).length == plain.length
 
 
 def test_specs_by_name():
-    assert len(suite_ops.chosen(ops.PRESETS, ["fused_linear"])) > 5
-    assert set(suite_ops.chosen(ops.PRESETS, suite_ops.NAMES)) > {"complex_ema: headline", "timestep_norm: headline"}
+    assert len(problems.chosen(ops.PRESETS, ["fused_linear"])) > 5
+    assert set(problems.chosen(ops.PRESETS, suite_ops.NAMES)) > {"complex_ema: headline", "timestep_norm: headline"}
     assert (
-        {ops.of(spec).NAME for spec in suite_ops.chosen(ops.PRESETS, suite_ops.NAMES).values()}
-        == {ops.of(spec).NAME for spec in suite_ops.chosen(ops.PARITY, suite_ops.TINY).values()}
+        {ops.of(spec).NAME for spec in problems.chosen(ops.PRESETS, suite_ops.NAMES).values()}
+        == {ops.of(spec).NAME for spec in problems.chosen(ops.PARITY, suite_ops.TINY).values()}
         == {ops.of(spec).NAME for spec in ops.PRESETS.values()}
     )
     with pytest.raises(ValueError, match="no spec 'none'"):
-        suite_ops.chosen(ops.PRESETS, ["none"])
+        problems.chosen(ops.PRESETS, ["none"])
     longer = suite_ops.at_lengths({"a": ops.PARITY["complex_ema: plain"]}, [8, 16])
     assert {title: spec.length for title, spec in longer.items()} == {"a, L = 8": 8, "a, L = 16": 16}

@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from bench import __main__ as command_line
-from bench import model_programs, ops
-from bench.gpu import command, compare, device, modes, roofline, session, suite_model, suite_ops, suite_parity
+from bench import model_programs, modes, ops
+from bench.gpu import command, compare, device, roofline, session, suite_model, suite_ops, suite_parity
 from bench.gpu import report as markdown
 from bench.gpu.clock import Sample
 from bench.parity import Errors

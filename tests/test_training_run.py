@@ -25,6 +25,9 @@ from megalodon_jax.training.step import State, initial_state
 from tests.bigram import bigram, train_bigrams
 from tests.training_runs import bigram_run, changed
 
+# Where orbax failed to read one array, threads that read the others find its event loop closed, moments later.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+
 LOSSES = ("train_loss", "gradient_norm", "learning_rate", "validation_loss", "evaluated_train_loss")
 
 
@@ -227,8 +230,6 @@ def test_a_finished_run_without_its_checkpoints_stays(config):
     assert (Path(other.run_dir) / "config.yaml").read_text() == "theirs: 1"
 
 
-# A read of orbax that failed leaves threads behind, which find their event loop closed.
-@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_named_and_nothing_written(config):
     train(changed(config, steps=3))
     run = Path(config.run_dir)

@@ -3,7 +3,6 @@
 Nothing in here has run on a GPU yet: the logic is tested on CPU, with clocks that are made up.
 
     clock       how long a call takes, by the profiler and on the clock, and in which turns
-    modes       forward, forward+residuals, backward, forward+backward of a problem of an op
     roofline    what the device could do at most
     checks      parity of a problem
     cases       one program in several implementations: compiled, compared, timed

@@ -14,8 +14,8 @@ import numpy as np
 from bench import parity, tolerance
 from bench.gpu.checks import said
 from bench.gpu.clock import Clock, comparable, interleaved
-from bench.gpu.modes import Built
 from bench.gpu.roofline import Roofline
+from bench.modes import Built
 
 
 @dataclass(frozen=True)

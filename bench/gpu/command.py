@@ -6,12 +6,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from bench import ops, report
+from bench import ops, problems, report
 from bench.gpu import compare, suite_model, suite_ops, suite_parity
 from bench.gpu import report as markdown
 from bench.gpu.device import NoDevice
-from bench.gpu.modes import MODES
 from bench.gpu.session import ROUNDS, Session, begin
+from bench.modes import MODES
 from megalodon_jax.cli.arguments import positive_int, seed
 
 NO_DEVICE = 3  # exit code
@@ -124,9 +124,9 @@ def _record(options: argparse.Namespace, session: Session) -> dict:
         return suite_model.run(options.suite, suite_model.at_lengths(shapes, lengths), session)
     if options.suite == "parity":
         where = "--suite parity has the problems of the tests alone"
-        specs = suite_ops.chosen(ops.PARITY, options.spec, where) if options.spec else ops.PARITY
+        specs = problems.chosen(ops.PARITY, options.spec, where) if options.spec else ops.PARITY
         return suite_parity.run(specs, session)
     known, names = (ops.PARITY, suite_ops.TINY) if tiny else (ops.PRESETS, suite_ops.NAMES)
     where = "--device cpu has the tiny problems of the tests alone" if tiny else ""
-    specs = suite_ops.chosen(known, options.spec or names, where)
+    specs = problems.chosen(known, options.spec or names, where)
     return suite_ops.run(suite_ops.at_lengths(specs, lengths), session, options.mode or ())

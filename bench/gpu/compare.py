@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.gpu.report import table
 from bench.gpu.session import FORMAT
+from bench.markdown import table
 
 Key = tuple[str, str, str, str]  # title, problem, mode, implementation
 

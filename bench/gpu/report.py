@@ -1,6 +1,6 @@
 """A record of a run on a GPU as Markdown."""
 
-from collections.abc import Sequence
+from bench.markdown import table
 
 _PARITY = ("problem", "worst value", "kernels: rms", "max", "reference: rms", "max", "share", "policy")
 _TIMES = (
@@ -13,15 +13,6 @@ def text(record: dict) -> str:
     """The whole report."""
     sections = [_header(record), _errors(record), _times(record), _failures(record)]
     return "\n\n".join(filter(None, sections)) + "\n"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table, padded so that it can be read as it is; columns are right-aligned but for the first `left`."""
-    widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
-    align = [str.ljust if column < left else str.rjust for column in range(len(widths))]
-    line = lambda cells: "| " + " | ".join(put(c, w) for put, c, w in zip(align, cells, widths, strict=True)) + " |"  # noqa: E731
-    rule = ["-" * width if column < left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
 def _header(record: dict) -> str:

@@ -20,9 +20,9 @@ from bench import model_programs, parity
 from bench.decoding import random_ids
 from bench.gpu.cases import Subject, differences, measure
 from bench.gpu.checks import entry
-from bench.gpu.modes import Built, timed_compile
 from bench.gpu.session import Session
 from bench.model_programs import MODEL_S, PROGRAMS, Shape, large
+from bench.modes import Built, timed_compile
 from megalodon_jax import MegalodonConfig, MegalodonForCausalLM, init_cache
 from megalodon_jax.config import GemmBackend
 from megalodon_jax.counting import parameter_counts

@@ -4,11 +4,9 @@ Each problem is first compared with the float64 oracle, in one row of its batch 
 allows; at full size every implementation has to agree with the reference.
 """
 
-import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, replace
-from difflib import get_close_matches
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -17,39 +15,14 @@ import jax.numpy as jnp
 from bench import ops, parity
 from bench.gpu.cases import Subject, differences, measure
 from bench.gpu.checks import entry
-from bench.gpu.modes import BACKWARD, FORWARD, FORWARD_BACKWARD, RESIDUALS, build, modes
 from bench.gpu.session import Session
+from bench.modes import BACKWARD, FORWARD, FORWARD_BACKWARD, RESIDUALS, build, modes
 from bench.ops import Spec, Titled
+from bench.problems import shortened
 
 REFERENCE = "xla"
 NAMES = ("headline", "fused_linear: 2560 to 512", "linear_cross_entropy: 512 to 32000")
 TINY = ("plain", "linear_cross_entropy: whole blocks")  # for CPU
-ORACLE = 2**26  # numbers in an array of the float64 oracle, which keeps every state
-
-
-def chosen(known: Titled, names: Iterable[str], where: str = "") -> Titled:
-    """The specs of these names, each by its title.
-
-    Args:
-        where: what to say of the known ones where a name is not among them.
-
-    Raises:
-        ValueError: there is no such spec.
-    """
-    found: Titled = {}
-    for name in names:
-        matching = ops.find(known, name)
-        if not matching:
-            raise ValueError("; ".join(filter(None, [f"no spec {name!r}", where, *_near(known, name)])))
-        found |= matching
-    return found
-
-
-def _near(known: Titled, name: str) -> list[str]:
-    """The names closest to one that is unknown, and the ops."""
-    of_ops = dict.fromkeys(ops.of(spec).NAME for spec in known.values())
-    near = get_close_matches(name, dict.fromkeys([*known, *(spec.name for spec in known.values()), *of_ops]), n=4)
-    return [*([f"close to it: {', '.join(map(repr, near))}"] if near else []), f"all of an op: {', '.join(of_ops)}"]
 
 
 def at_lengths(specs: Titled, lengths: Sequence[int]) -> Titled:
@@ -75,19 +48,6 @@ def check(title: str, spec: Spec, session: Session, shorten: bool = True) -> dic
     spec, rung = shortened(spec) if shorten else spec, session.kernel or REFERENCE
     problem = ops.of(spec).describe(spec)
     return entry(title, problem, spec.length, lambda: parity.compare(spec, rung, session.parity_seed))
-
-
-def shortened(spec: Spec) -> Spec:
-    """One row of the batch, and half as long until the float64 oracle has room for it."""
-    if any(field.name == "batch" for field in fields(spec)):
-        spec = replace(spec, batch=1)  # type: ignore[call-arg]
-    while spec.length > 1 and _numbers(spec) > ORACLE:
-        spec = replace(spec, length=spec.length // 2)
-    return spec
-
-
-def _numbers(spec: Spec) -> int:
-    return getattr(spec, "states", 1) * max(math.prod(array.shape) for array in spec.arrays().values())
 
 
 def subjects(title: str, spec: Spec, session: Session, *, passed: bool, only: Sequence[str] = ()) -> Iterator[Subject]:

@@ -7,11 +7,11 @@ from pathlib import Path
 import jax
 
 from bench import environment, ops
-from bench.gpu.suite_ops import chosen
 from bench.inspect import tools
 from bench.inspect.targets import find_target
 from bench.ops import Titled
 from bench.performance import compiled, document, executed
+from bench.problems import chosen
 from bench.report import write_json, write_text
 from megalodon_jax.cli.arguments import positive_int
 

@@ -1,6 +1,6 @@
 """The report as one Markdown document."""
 
-from bench.gpu.report import table
+from bench.markdown import table
 from bench.performance import compiled, executed
 
 

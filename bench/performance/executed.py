@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from bench import ops, parity, tolerance
-from bench.gpu.modes import Built, build
-from bench.gpu.suite_ops import shortened
 from bench.measure import interleaved
+from bench.modes import Built, build
 from bench.ops import Spec, Titled
+from bench.problems import shortened
 from bench.programs import MODES
 
 REFERENCE = "xla"

@@ -10,11 +10,11 @@ from functools import partial
 from bench import ops
 from bench.gpu.checks import said
 from bench.gpu.device import NoDevice
-from bench.gpu.report import table
 from bench.gpu.session import Session, begin
-from bench.gpu.suite_ops import chosen
 from bench.inspect import TARGETS, tools
+from bench.markdown import table
 from bench.ops import Titled
+from bench.problems import chosen
 from bench.tuning import modelled
 from bench.tuning.measured import Measure
 from bench.tuning.search import Trial, search

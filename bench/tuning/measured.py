@@ -16,8 +16,8 @@ from bench import ops
 from bench.gpu.cases import differences
 from bench.gpu.clock import comparable, interleaved
 from bench.gpu.compare import ratio, verdict
-from bench.gpu.modes import BACKWARD, FORWARD, FORWARD_BACKWARD, Built, build, modes
 from bench.gpu.session import Session
+from bench.modes import BACKWARD, FORWARD, FORWARD_BACKWARD, Built, build, modes
 from bench.ops import Spec
 from pallas_kernels import use_tiles
 from pallas_kernels._tiles import AnyTiles
