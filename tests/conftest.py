@@ -1,7 +1,7 @@
 """Settings of the whole suite: strict dtype promotion, two CPU devices, one line for all tests skipped for one reason.
 
-Compilation is most of the suite's time, so the compiler's optimiser is off, and so are its slow emitters of fusions,
-unless XLA_FLAGS says otherwise: `make test` runs the tests marked `optimized` in a second process with both on.
+Compilation is most of the suite's time, so the compiler's optimiser is off, unless XLA_FLAGS says otherwise:
+`make test` runs the tests marked `optimized` in a second process with the optimiser on.
 
 TESTS_END, in seconds since 1970, is when no more tests begin; a line of the summary counts those there was no time for.
 """
@@ -16,14 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-import jaxlib.version
-
 # `pytest -m cuda` runs on the GPU, optimised. Workers of pytest-xdist inherit what the main process decided.
 if "PYTEST_XDIST_WORKER" not in os.environ and not any("cuda" in argument for argument in sys.argv):
-    flags = ["--xla_backend_optimization_level=0", "--xla_force_host_platform_device_count=2"]
-    if jaxlib.version.__version_info__ < (0, 11):  # later ones have no others
-        flags.append("--xla_cpu_use_fusion_emitters=false")
-    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with the wheels of the extra `inspect`, jax would look for a GPU
 os.environ.setdefault("MPLBACKEND", "Agg")
 
