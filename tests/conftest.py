@@ -8,7 +8,6 @@ TESTS_END, in seconds since 1970, is when no more tests begin; a line of the sum
 
 import gc
 import importlib.util
-import itertools
 import math
 import os
 import random
@@ -32,7 +31,6 @@ gc.set_threshold(100_000, 50, 100)  # tracing makes many objects and little garb
 # Minutes each. They come first, so that no worker of `make test` is left with one of them at the end.
 LONG = {f"test_{name}.py" for name in ("ema_kernels", "model", "streaming", "inspect_ema", "bench_inspect", "cli")}
 END = float(os.environ.get("TESTS_END", "inf"))
-TESTS = itertools.count()
 
 
 def pytest_collection_modifyitems(items):
@@ -57,7 +55,7 @@ def programs_given_back():
     """Drop compiled programs once they fill half of the 65,530 memory maps after which Linux lets a process crash."""
     yield
     maps = Path("/proc/self/maps")
-    if next(TESTS) % 10 == 0 and maps.exists() and len(maps.read_text().splitlines()) > 30_000:
+    if maps.exists() and len(maps.read_text().splitlines()) > 30_000:
         jax.clear_caches()
         gc.collect()
 
