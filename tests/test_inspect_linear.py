@@ -59,4 +59,4 @@ def test_presets_compile(target, spec):
 def test_what_parity_runs_compiles_too(spec):
     with tiles_of(spec):
         compiled = compile_program(ops.of(spec).values(spec, "triton"), spec.arrays(), kernels="pallas")
-    assert set(compiled.pallas_kernels) == set(linear.KERNELS)
+    assert set(compiled.pallas_kernels) == {*linear.KERNELS, *(["round_weights"] if spec.rounded else [])}

@@ -55,8 +55,8 @@ def test_the_table_and_the_switch():
     assert "| complex_ema  | 2 of 2 | 0.90 " in table
     assert "2.00" in table
     assert "FAILED fused_linear: the process ended with -11" in table
-    assert 'export PALLAS_KERNELS_IMPLEMENTATION="fused_linear=xla,feature_norm=xla"' in table
-    assert "use_implementation(fused_linear='xla', feature_norm='xla')" in table
+    assert 'export PALLAS_KERNELS_IMPLEMENTATION="fused_linear=xla,round_weights=xla,feature_norm=xla"' in table
+    assert "use_implementation(fused_linear='xla', round_weights='xla', feature_norm='xla')" in table
     assert selftest_report.verdict([good]) == "Every kernel passed."
     text = selftest_report.text(table, results, "jax 1.0")
     assert text.startswith("# megalodon-pallas selftest")
@@ -218,7 +218,8 @@ def test_a_kernel_that_refuses_is_not_timed(monkeypatch, tmp_path):
 
 def test_it_asks_for_what_there_is():
     assert selftest.NO_DEVICE == command.NO_DEVICE
-    assert {*selftest.OPS, "round_weights"} == set(OPS)  # that one is in `pytest -m cuda`
+    beside = [op for others in selftest_report.TESTED_WITH.values() for op in others]
+    assert {*selftest.OPS, *beside} == set(OPS)
     for op in selftest.OPS:
         assert find(PARITY, op)
         assert find(PRESETS, f"{op}: {selftest.TIMED.get(op, 'headline')}")

@@ -1,4 +1,4 @@
-"""fused_linear as a subject of parity and of static figures.
+"""fused_linear as a subject of parity and of static figures; round_weights is a part of the specs that have `rounded`.
 
 forward             (inputs) -> y
 forward+backward    (dy, inputs) -> (y, all gradients)
@@ -14,7 +14,7 @@ from bench.inspect import Kernel
 from bench.inspect.lowering import TritonCall
 from bench.ops.walk import Walk
 from bench.programs import MODES
-from pallas_kernels import fused_linear
+from pallas_kernels import fused_linear, round_weights
 from pallas_kernels._architecture import Architecture
 from pallas_kernels._tiles import Launch
 from pallas_kernels.fused_linear import tiles as heuristic
@@ -97,7 +97,8 @@ def program(spec: Spec, mode: str, implementation: str) -> tuple[Callable, Array
 def _linear(spec: Spec, implementation: str, arrays: dict) -> tuple[jax.Array, ...]:
     given = call(spec, arrays)
     if spec.rounded:
-        given["rounded"] = jax.tree.map(lambda weight: weight.astype(spec.dtype), given["weight"])
+        copies = round_weights(*jax.tree.leaves(given["weight"]), dtype=spec.dtype, implementation=implementation)
+        given["rounded"] = jax.tree.unflatten(jax.tree.structure(given["weight"]), copies)
     ys = fused_linear(**given, implementation=implementation)
     return ys if isinstance(ys, tuple) else (ys,)
 

@@ -1,9 +1,9 @@
 """`selftest`: parity and speed of the kernels on this machine's GPU, in a file that a bug report can bring along.
 
-Of every op but round_weights, which `pytest -m cuda` compares. Each is tested by `python -m bench gpu` in a process of
-its own: a kernel that takes its process with it is a row of the table like any other failure. A process that ends
-before it ran a kernel, for a reason of its own or on a GPU that answers nothing any more, ends the command; the report
-has what was found until then. This process never touches the GPU.
+Of every op; round_weights rounds the weights of some problems of fused_linear. Each is tested by `python -m bench gpu`
+in a process of its own: a kernel that takes its process with it is a row of the table like any other failure. A process
+that ends before it ran a kernel, for a reason of its own or on a GPU that answers nothing any more, ends the command;
+the report has what was found until then. This process never touches the GPU.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PATIENCE = 60.0  # seconds, for the environment
 
 def add_parser(subcommands) -> None:
     """Declare the subcommand."""
-    about = "test every op but round_weights, which `pytest -m cuda` compares, on this machine's GPU"
+    about = "test every op on this machine's GPU, round_weights as a part of fused_linear"
     parser: argparse.ArgumentParser = subcommands.add_parser("selftest", help=about, description=about)
     parser.add_argument("--op", nargs="+", choices=OPS, default=OPS, metavar="OP", help=f"of {', '.join(OPS)}")
     parser.add_argument(

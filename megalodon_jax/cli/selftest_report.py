@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import isnan
 
 MODES = ("forward", "forward+backward")
+TESTED_WITH = {"fused_linear": ("round_weights",)}  # kernels that an op's problems run too
 REFUSED = "KernelUnavailable: "  # begins the reason where a kernel does not run, and says so
 
 
@@ -95,8 +96,9 @@ def verdict(results: Sequence[Result]) -> str:
 
 
 def _switches(failed: Sequence[Result]) -> str:
-    variable = ",".join(f"{result.op}=xla" for result in failed)
-    arguments = ", ".join(f"{result.op}='xla'" for result in failed)
+    ops = [op for result in failed for op in (result.op, *TESTED_WITH.get(result.op, ()))]
+    variable = ",".join(f"{op}=xla" for op in ops)
+    arguments = ", ".join(f"{op}='xla'" for op in ops)
     return "\n".join(
         [
             *(f"FAILED {result.op}: {failure}" for result in failed for failure in result.failures),

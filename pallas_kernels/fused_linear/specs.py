@@ -20,7 +20,7 @@ class Spec:
         weight_dtype: float32, or that of x.
         x_bias, bias, residual: with them.
         gate: with it and, unless `gate_bias` is False, its bias.
-        rounded: with copies of the weights in `dtype`, which are multiplied with.
+        rounded: with copies of the weights in `dtype`, made by round_weights, which are multiplied with.
         tiles: launch shape of all kernels in place of the heuristic's, so that a small problem has several blocks.
     """
 
@@ -99,7 +99,7 @@ PARITY = (
     Spec("heuristic bfloat16 tiles", 1, 150, 140, 130, dtype=_BF16, **_ALL),
 )
 
-# The layers of a model of 512 features; compiled, never run here.
+# The layers of a model of 512 features, and the largest of a 7B one; compiled, never run here.
 PRESETS = (
     Spec("512 to 2048", 8, 2048, 512, 2048, dtype=_BF16, bias=True),
     Spec("512 to 2560", 8, 2048, 512, 2560, dtype=_BF16, bias=True),
@@ -109,4 +109,5 @@ PRESETS = (
     Spec("512 to 256, 2048 and 512", 8, 2048, 512, (256, 2048, 512), dtype=_BF16, bias=True, residual=True),
     Spec("2048 to 512, gate", 8, 2048, 2048, 512, dtype=_BF16, bias=True, residual=True, gate=True),
     Spec("2560 to 512, ragged", 7, 2001, 2500, 500, dtype=_BF16, **_ALL),
+    Spec("7B", 2, 8192, 11264, 4096, dtype=_BF16, **_ALL),
 )
