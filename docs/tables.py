@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 import pallas_kernels
 from bench import ops, tolerance
+from bench.inspect.targets import find_target
 from pallas_kernels import compile_for, explain
 from pallas_kernels._architecture import Architecture
 from pallas_kernels._registry import OPS
@@ -104,7 +105,8 @@ _LIMITS = (
 
 def gpus() -> str:
     """The architectures that tiles are known for."""
-    rows = ((f"`{name}`", capability(name), gpu.device_kind, gpu.multiprocessors) for name, gpu in _architectures())
+    cards = {name: find_target(name).card for name, _ in _architectures()}
+    rows = ((f"`{name}`", capability(name), cards[name], gpu.multiprocessors) for name, gpu in _architectures())
     return table(("`compile_for`", "compute capability", "tiles are chosen as on", "multiprocessors"), rows)
 
 

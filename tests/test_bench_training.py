@@ -108,9 +108,9 @@ def text(tmp_path) -> Path:
     return tmp_path / "text"
 
 
-def command(text: Path, folder: Path, *more: str) -> None:
+def command(text: Path, folder: Path, *more: str, changed: str = "seed=0") -> None:
     arguments = ["--suite", "comparison", "--data", str(text), "--runs", str(folder), "--seeds", "2"]
-    command_line.main(["training", *arguments, *more, "--set", *TINY])
+    command_line.main(["training", *arguments, *more, "--set", *TINY, changed])
 
 
 def test_complete_runs_are_not_made_again(torch_oracle, text, tmp_path, monkeypatch, capsys):
@@ -131,6 +131,18 @@ def test_complete_runs_are_not_made_again(torch_oracle, text, tmp_path, monkeypa
     monkeypatch.setattr(comparison, "make", None)
     command(text, tmp_path / "runs")
     assert capsys.readouterr().out == printed
+    for changed in ("steps=1", "batch_size=4"):
+        with pytest.raises(SystemExit, match="2"):
+            command(text, tmp_path / "runs", changed=changed)
+        assert f"megalodon_0 has a run with another {changed[:-2]}; give another folder" in capsys.readouterr().err
+
+
+def test_the_shipped_records_are_of_the_shipped_configs():
+    pytest.importorskip("yaml", reason="the extra train is not installed")
+    from bench.training.comparison import Request, is_complete
+
+    request = Request(Path("enwik6.gz"), Path(__file__).parents[1] / "bench" / "training" / "enwik6")
+    assert all(is_complete(request.config(name, seed)) for name, seed in request.all())
 
 
 @pytest.mark.thorough

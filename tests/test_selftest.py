@@ -68,7 +68,7 @@ def test_a_refusal_is_no_failure():
     refused = outcome([entry(False, said), entry(False, said)])
     assert refused.failures == []
     table = selftest_report.summary([Result("complex_ema", refused)])
-    assert "| complex_ema | refused | -           | -  |" in table
+    assert "| complex_ema | refused | -                     | -  |" in table
     assert table.count("refused: complex_ema: implementation 'triton' is not available: the card is too old") == 1
     assert "nothing to switch off" in table
     assert "export" not in table
@@ -83,15 +83,15 @@ def test_what_was_not_tested_is_not_said_to_be_right():
     good, none = Result("complex_ema", outcome([entry()])), Result("fused_linear", outcome([entry()], kernel=None))
     for other in (none, Result("fused_linear")):
         table = selftest_report.summary([good, other])
-        assert "| fused_linear | not tested | -           | -" in table
+        assert "| fused_linear | not tested | -                     | -" in table
         assert table.endswith("Not tested, without a GPU or not yet: fused_linear.")
 
 
 def test_the_worst_share_is_one_that_is_no_number():
     results = Result("complex_ema", outcome([entry(share=0.1), entry(False, share=math.nan), entry(share=0.5)]))
-    assert "| nan         | op: plain, dx |" in selftest_report.summary([results])
+    assert "| nan                   | op: plain, dx |" in selftest_report.summary([results])
     nothing = Result("complex_ema", outcome([entry(False, "ptxas says no")]))
-    assert "| 0 of 1 | -           | -  |" in selftest_report.summary([nothing])
+    assert "| 0 of 1 | -                     | -  |" in selftest_report.summary([nothing])
 
 
 def ending(code: int | None = 0, record: dict | None = None, stderr: str = ""):

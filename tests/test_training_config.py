@@ -104,6 +104,10 @@ def test_what_decides_the_weights():
         ("optimizer.beta2=1.5", "optimizer.beta2 must be a finite number at least 0 and below 1, got 1.5"),
         ("optimizer.beta1=1", "optimizer.beta1 must be a finite number at least 0 and below 1, got 1"),
         ("optimizer.epsilon=1e-60", "optimizer.epsilon must be a finite number at least 1e-30, got"),
+        (
+            "optimizer={warmup_steps: 5, decay_steps: 3}",
+            "optimizer.decay_steps, where the cosine ends, must be at least warmup_steps",
+        ),
         ("optimizer.min_learning_rate=1", "optimizer.min_learning_rate must be at most learning_rate 0.001, got 1"),
         ("log.tensorboard=1", "log.tensorboard must be true or false, got 1"),
         ("log.profile=[4,2]", "log.profile must be a first step and a later last one, got [4, 2]"),
@@ -135,6 +139,12 @@ def test_sequential_evaluation_reads_one_text():
 def test_bad_files(tmp_path, text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         load(write(tmp_path, text))
+
+
+def test_merged_mappings(tmp_path):
+    text = "optimizer: {<<: {warmup_steps: 4, learning_rate: 0.1}, warmup_steps: 5}"
+    optimizer = load(write(tmp_path, text)).optimizer
+    assert (optimizer.warmup_steps, optimizer.learning_rate) == (5, 0.1)
 
 
 def test_a_file_that_is_not_there():

@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="NAME",
         help='only these problems: "complex_ema: headline", "7B" of every op that has it, "fused_linear" for all of an '
-        f"op's (beside cuBLAS, which is its xla); or models: {', '.join(suite_model.SHAPES)}",
+        f"op's (its xla is cuBLAS); or models: {', '.join(map(repr, suite_model.SHAPES))}",
     )
     parser.add_argument("--mode", nargs="+", choices=MODES, metavar="MODE", help=f"ops: of {', '.join(MODES)}")
     parser.add_argument("--lengths", nargs="+", type=positive_int, metavar="L", help="each problem at these lengths")

@@ -67,7 +67,7 @@ def _times(record: dict) -> str:
     kinds = " and ".join(sorted({case["time"] for case in record["cases"]}))
     about = (
         f"ms: median {kinds} time. GB/s: arguments and results, each once. Of roofline: the least time for those bytes "
-        "and for the matrix products, over ms.\nSpeedup: of the first implementation of a problem over this one; `-` "
+        "and for the matrix products, over ms.\nSpeedup: time of the first implementation over that of this one; `-` "
         "where parity failed or results differ."
     )
     return f"## Times\n\n{about}\n\n{table(_TIMES, rows, left=3)}"

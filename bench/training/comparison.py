@@ -21,7 +21,7 @@ from megalodon_jax.cli.figures import save_loss_curves
 from megalodon_jax.training import models
 from megalodon_jax.training.config import TrainingConfig
 from megalodon_jax.training.config_files import load
-from megalodon_jax.training.folder import METRICS
+from megalodon_jax.training.folder import CONFIG, METRICS
 from megalodon_jax.training.loop import train
 from megalodon_jax.training.metrics import Record, read_metrics
 from megalodon_jax.training.sources import read_tokens
@@ -34,6 +34,10 @@ MODELS = {
     "megalodon_bert": ("megalodon.yaml", ["megalodon.init_mode=bert"]),
     "llama": ("llama.yaml", []),
 }
+STYLES = {
+    "megalodon": {"color": "C0"}, "megalodon_bert": {"color": "C1"}, "llama": {"color": "C2"},
+    "pytorch_megalodon_bert": {"color": "black", "linestyle": ":"},
+}  # fmt: skip
 ORACLE, TWIN = "pytorch_megalodon_bert", "megalodon_bert"
 
 
@@ -72,15 +76,26 @@ def run(request: Request, picture: Path | None = None, json_file: Path | None = 
     print(text(record))
     if picture is not None:
         curves = {f"{name}_{seed}": read_metrics(request.folder(name, seed) / METRICS) for name, seed in request.all()}
-        save_loss_curves(curves, picture, record["compressors"], GUESSING)
+        styles = {f"{name}_{seed}": STYLES[name] for name, seed in request.all()}
+        save_loss_curves(curves, picture, record["compressors"], GUESSING, styles)
     if json_file is not None:
         report.write_json(record, json_file)
 
 
 def is_complete(config: TrainingConfig) -> bool:
-    """Has the run been evaluated at its end?"""
-    metrics = Path(config.run_dir) / METRICS
-    return metrics.exists() and any(step == config.steps for step, _ in _validation(read_metrics(metrics)))
+    """Has the run been evaluated at its end?
+
+    Raises:
+        ValueError: there is a run with other settings.
+    """
+    folder = Path(config.run_dir)
+    if not ((folder / CONFIG).exists() and (folder / METRICS).exists()):
+        return False
+    there = load(str(folder / CONFIG))
+    differing = [*config.differences(there), *(["steps"] if config.steps != there.steps else [])]
+    if differing := [key for key in differing if key != "data.path"]:
+        raise ValueError(f"{folder} has a run with another {', '.join(differing)}; give another folder with --runs")
+    return any(step == config.steps for step, _ in _validation(read_metrics(folder / METRICS)))
 
 
 def make(name: str, config: TrainingConfig) -> None:

@@ -11,6 +11,7 @@ from bench import ops
 from bench.gpu.checks import said
 from bench.gpu.device import NoDevice
 from bench.gpu.session import Session, begin
+from bench.gpu.suite_ops import NAMES
 from bench.inspect import TARGETS, tools
 from bench.markdown import table
 from bench.ops import Titled
@@ -26,7 +27,6 @@ from pallas_kernels._tuning import Entry, cache_file, read_cache, write_cache
 
 MINUTES = 10.0
 TARGET = "sm_90"
-NAMES = ("headline",)
 _SHOWN = 8  # trials of a kernel
 
 
@@ -54,7 +54,11 @@ class Result:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
     parser.add_argument(
-        "--spec", nargs="+", default=NAMES, metavar="NAME", help=f"problems to tune for (default: {' '.join(NAMES)})"
+        "--spec",
+        nargs="+",
+        default=NAMES,
+        metavar="NAME",
+        help=f"problems to tune for (default: {', '.join(map(repr, NAMES))})",
     )
     parser.add_argument(
         "--minutes", type=positive_float, default=MINUTES, metavar="M",

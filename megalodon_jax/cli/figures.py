@@ -31,24 +31,27 @@ def save_loss_curves(
     file: Path,
     baselines: Mapping[str, float] | None = None,
     top: float | None = None,
+    styles: Mapping[str, dict[str, Any]] | None = None,
 ) -> None:
-    """Bits per token of runs by name, from the records of their metrics: validation solid, training thin.
+    """Bits per token of runs by name, from the records of their metrics: validation with dots, training thin.
 
-    `baselines` are horizontal lines; what is above `top` is not shown.
+    `baselines` are horizontal lines; what is above `top` is not shown; `styles` has line properties of runs, which
+    otherwise have a colour each.
     """
     figure, axes = _axes()
     for index, (name, records) in enumerate(runs.items()):
+        style = (styles or {}).get(name, {"color": f"C{index}"})
         trained, evaluated = (
             [(record["step"], record[key]) for record in records if record.get(key) is not None]
             for key in ("train_bits", "validation_bits")
         )
         if trained:
-            axes.plot(*zip(*trained, strict=True), color=f"C{index}", alpha=0.4, linewidth=0.7)
+            axes.plot(*zip(*trained, strict=True), **style, alpha=0.4, linewidth=0.7)
         if evaluated:
             last = f"{name}, validation ({evaluated[-1][1]:.3f})"
-            axes.plot(*zip(*evaluated, strict=True), ".-", color=f"C{index}", label=last)
+            axes.plot(*zip(*evaluated, strict=True), marker=".", **style, label=last)
         else:
-            axes.plot([], [], color=f"C{index}", alpha=0.4, linewidth=0.7, label=f"{name}, train")
+            axes.plot([], [], **style, alpha=0.4, linewidth=0.7, label=f"{name}, train")
     for name, bits in (baselines or {}).items():
         axes.axhline(bits, linestyle="--", color="black", linewidth=0.7)
         axes.annotate(f"{name} ({bits:.2f})", (1, bits), xycoords=("axes fraction", "data"), ha="right", va="bottom")

@@ -7,6 +7,8 @@ from megalodon_jax.checkpoint import load_checkpoint
 from megalodon_jax.cli import arguments, defaults, sampling
 from megalodon_jax.cli.errors import CommandError, bad_input
 
+SEPARATOR = "---------------"
+
 
 def add_parser(subcommands) -> None:
     """Declare the subcommand."""
@@ -27,6 +29,9 @@ def add_parser(subcommands) -> None:
         help="write each byte as soon as it is drawn (the default), or all at the end",
     )
     parser.add_argument("--seed", type=arguments.seed, default=0, help="same seed, same text (default: 0)")
+    parser.add_argument(
+        "--samples", type=arguments.positive_int, default=1, metavar="N", help="texts, of the seeds SEED, SEED + 1, ..."
+    )
     parser.set_defaults(run=run)
 
 
@@ -46,11 +51,14 @@ def run(options: argparse.Namespace) -> None:
         )
     prompt = options.prompt.encode(errors="surrogateescape")
     drawing = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-    with bad_input():  # the first draw checks the options
-        draw = sampling.stream_bytes if options.stream else sampling.draw_bytes
-        text = sampling.decoded(draw(model, prompt, options.tokens, options.seed, **drawing))
-        first = next(text)
-    print(options.prompt, first, sep="", end="", flush=True)
-    for piece in text:
-        print(piece, end="", flush=True)
-    print()
+    draw = sampling.stream_bytes if options.stream else sampling.draw_bytes
+    for number in range(options.samples):
+        if number:
+            print(SEPARATOR)
+        with bad_input():  # the first draw checks the options
+            text = sampling.decoded(draw(model, prompt, options.tokens, options.seed + number, **drawing))
+            first = next(text)
+        print(options.prompt, first, sep="", end="", flush=True)
+        for piece in text:
+            print(piece, end="", flush=True)
+        print()

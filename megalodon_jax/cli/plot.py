@@ -23,6 +23,8 @@ def run(options: argparse.Namespace) -> None:
         CommandError: a folder without metrics, or metrics without losses; a file that cannot be written.
     """
     require_extra_train()
+    if options.out.suffix != ".png" or not options.out.absolute().parent.is_dir():
+        raise CommandError(f"--out {options.out}: expected the name of a .png file in an existing folder")
     from megalodon_jax.cli.figures import save_loss_curves
     from megalodon_jax.training.folder import METRICS
     from megalodon_jax.training.metrics import read_metrics

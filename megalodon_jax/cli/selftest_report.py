@@ -6,6 +6,10 @@ from math import isnan
 
 MODES = ("forward", "forward+backward")
 TESTED_WITH = {"fused_linear": ("round_weights",)}  # kernels that an op's problems run too
+LEGEND = (
+    "An error above what is allowed is a failure; errors of every problem are in the report.\n"
+    "xla / kernel: above 1 the kernel is faster."
+)
 REFUSED = "KernelUnavailable: "  # begins the reason where a kernel does not run, and says so
 
 
@@ -74,12 +78,13 @@ class Result:
 
 def summary(results: Sequence[Result]) -> str:
     """A row for each op, and what to do about those that failed."""
-    rows = [("op", "passed", "worst share", "in", *(f"{mode}, xla / kernel" for mode in MODES))]
+    rows = [("op", "passed", "worst error / allowed", "of", *(f"{mode}, xla / kernel" for mode in MODES))]
     rows += [_row(result) for result in results]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, tuple("-" * width for width in widths))
     padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in padded), "", verdict(results)])
+    table = (f"| {' | '.join(row)} |" for row in padded)
+    return "\n".join([*table, "", LEGEND, "", verdict(results)])
 
 
 def verdict(results: Sequence[Result]) -> str:

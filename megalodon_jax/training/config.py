@@ -83,6 +83,11 @@ class Optimizer:
                 f"min_learning_rate must be at most learning_rate {self.learning_rate:g}, "
                 f"got {self.min_learning_rate:g}"
             )
+        if self.decay_steps is not None and self.decay_steps < self.warmup_steps:
+            raise ValueError(
+                f"decay_steps, where the cosine ends, must be at least warmup_steps {self.warmup_steps}, "
+                f"got {self.decay_steps}"
+            )
 
 
 @dataclass(frozen=True)

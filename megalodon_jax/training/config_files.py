@@ -11,6 +11,7 @@ from megalodon_jax.training.config import TrainingConfig
 
 _SHIPPED = resources.files("megalodon_jax.training") / "configs"
 _SUFFIX = ".yaml"
+_MERGE = "tag:yaml.org,2002:merge"  # of the key "<<"
 
 
 def load(source: str, overrides: Sequence[str] = ()) -> TrainingConfig:
@@ -49,6 +50,8 @@ def _text(source: str) -> str:
         return (_SHIPPED / (source + _SUFFIX)).read_text(encoding="utf-8")
     try:
         return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"config {source} is no text: {error}; give a YAML file") from error
     except OSError as error:
         names = ", ".join(shipped())
         raise OSError(
@@ -89,7 +92,7 @@ class _Loader(yaml.SafeLoader):
     """Plain values alone; a key that is in a mapping twice is an error."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key} is there twice", node.start_mark)

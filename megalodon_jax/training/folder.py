@@ -48,9 +48,9 @@ def find_point(config: TrainingConfig, resume: str | None, overwrite: bool) -> P
     else:
         goes_on_here = _same(found[0], folder / CHECKPOINTS)
     if _holds_run(folder) and not goes_on_here and not overwrite:
+        said = "it has no checkpoint, or other settings;" if resume == _AUTO else "go on with it (--resume auto),"
         raise ValueError(
-            f"{folder} holds a run already; go on with it (--resume auto), replace it (--overwrite), "
-            "or choose another folder (run_dir=FOLDER)"
+            f"{folder} holds a run already; {said} replace it (--overwrite), or choose another folder (run_dir=FOLDER)"
         )
     if found is None:
         return None
@@ -80,7 +80,10 @@ def prepare(config: TrainingConfig, point: Point | None) -> None:
 
 def _prepare(config: TrainingConfig, point: Point | None) -> None:
     folder = Path(config.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"run_dir {folder} cannot be made a folder ({error.strerror}); choose another") from error
     if point is None or not _same(point.checkpoints, folder / CHECKPOINTS):
         for name in _OURS:
             _remove(folder / name)

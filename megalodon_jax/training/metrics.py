@@ -64,7 +64,10 @@ def read_metrics(path: Path) -> list[Record]:
         ValueError: a line is no record; the message names it.
         OSError: the file cannot be read.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no file of metrics: {error}") from error
     records = []
     for number, line in enumerate(lines[:-1], 1):  # behind the last newline there is nothing, or a line cut off
         try:
