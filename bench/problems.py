@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from bench import ops
 from bench.ops import Spec, Titled
 
-ORACLE = 2**26  # numbers in an array of the float64 oracle, which keeps every state
+ORACLE = 2**26  # numbers in an array of the float64 oracle, which keeps every state and every score
 
 
 def chosen(known: Titled, names: Iterable[str], where: str = "") -> Titled:
@@ -46,4 +46,5 @@ def shortened(spec: Spec) -> Spec:
 
 
 def _numbers(spec: Spec) -> int:
-    return getattr(spec, "states", 1) * max(math.prod(array.shape) for array in spec.arrays().values())
+    scores = getattr(spec, "heads", 0) * spec.length**2
+    return max(scores, getattr(spec, "states", 1) * max(math.prod(array.shape) for array in spec.arrays().values()))

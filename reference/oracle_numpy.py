@@ -218,6 +218,11 @@ def _allowed(chunk_size, valid, resets):
     return allowed
 
 
+def _by_head(a):
+    """[H, L, ...] of [L, H, ...], and back: one matrix for each head."""
+    return np.swapaxes(a, 0, 1)
+
+
 def _attention_rows(q, k, v, chunk_size, mask, segment_ids, cached_k, cached_v, cached_length):
     """For each row: queries [L, H, K], keys and values [n + L, H, ...] and the weights [H, L, n + L], where n keys were
     there before, of the chunk that the first query is in."""
@@ -228,7 +233,7 @@ def _attention_rows(q, k, v, chunk_size, mask, segment_ids, cached_k, cached_v, 
         keys, values = (np.concatenate(pair) for pair in zip(before, (k[b], v[b]), strict=True))
         everywhere = np.concatenate([np.ones(n, bool), valid[b]]), np.concatenate([np.zeros(n, bool), resets[b]])
         allowed = _allowed(chunk_size, *everywhere)[n:]
-        scores = np.where(allowed, np.einsum("ihd,jhd->hij", q[b], keys), -np.inf)
+        scores = np.where(allowed, _by_head(q[b]) @ _by_head(keys).mT, -np.inf)
         top = scores.max(-1, keepdims=True)
         weights = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
         total = weights.sum(-1, keepdims=True)
@@ -241,7 +246,7 @@ def chunked_attention(
     """o [B, L, H, V] in float64."""
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
     rows = _attention_rows(q, k, v, chunk_size, mask, segment_ids, cached_k, cached_v, cached_length)
-    return np.stack([np.einsum("hij,jhe->ihe", weights, values) for _, _, values, weights in rows])
+    return np.stack([_by_head(weights @ _by_head(values)) for _, _, values, weights in rows])
 
 
 def chunked_attention_vjp(
@@ -255,10 +260,11 @@ def chunked_attention_vjp(
     rows = _attention_rows(q, k, v, chunk_size, mask, segment_ids, cached_k, cached_v, cached_length)
     for b, (queries, keys, values, weights) in enumerate(rows):
         n = len(keys) - k.shape[1]
-        d_weights = np.einsum("ihe,jhe->hij", do[b], values)
+        d_weights = _by_head(do[b]) @ _by_head(values).mT
         d_scores = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True))
-        d_keys, d_values = np.einsum("hij,ihd->jhd", d_scores, queries), np.einsum("hij,ihe->jhe", weights, do[b])
-        gradients["q"][b] = np.einsum("hij,jhd->ihd", d_scores, keys)
+        d_keys = _by_head(d_scores.mT @ _by_head(queries))
+        d_values = _by_head(weights.mT @ _by_head(do[b]))
+        gradients["q"][b] = _by_head(d_scores @ _by_head(keys))
         gradients["k"][b], gradients["v"][b] = d_keys[n:], d_values[n:]
         if n:
             gradients["cached_k"][b, :n], gradients["cached_v"][b, :n] = d_keys[:n], d_values[:n]
