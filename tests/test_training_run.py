@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import signal
@@ -84,7 +83,7 @@ def test_a_run_that_goes_on_ends_as_if_never_interrupted(config, tmp_path, monke
 def test_sigterm_saves_and_the_run_can_go_on(config):
     def terminate(record):
         if record["step"] == 4 and "train_loss" in record:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     outcome = train(config, show=terminate)
@@ -98,7 +97,7 @@ def test_sigterm_saves_and_the_run_can_go_on(config):
 
 def test_at_the_end_a_signal_does_what_it_does_elsewhere(config, monkeypatch):
     """Everything is saved, and reading a long text to its end may take long."""
-    monkeypatch.setattr(Run, "evaluate_sequentially", lambda *_: os.kill(os.getpid(), signal.SIGINT) or {})
+    monkeypatch.setattr(Run, "evaluate_sequentially", lambda *_: signal.raise_signal(signal.SIGINT) or {})
     with pytest.raises(KeyboardInterrupt):
         train(changed(config, evaluation__sequential="validation"))
     assert int(final_state(config, 12).step) == 12
@@ -106,8 +105,8 @@ def test_at_the_end_a_signal_does_what_it_does_elsewhere(config, monkeypatch):
 
 def test_two_interrupts_end_at_once(config):
     def interrupt(record):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match="at once"):
         train(config, show=interrupt)
