@@ -98,8 +98,12 @@ def test_sigterm_saves_and_the_run_can_go_on(config):
 def test_at_the_end_a_signal_does_what_it_does_elsewhere(config, monkeypatch):
     """Everything is saved, and reading a long text to its end may take long."""
     monkeypatch.setattr(Run, "evaluate_sequentially", lambda *_: signal.raise_signal(signal.SIGINT) or {})
-    with pytest.raises(KeyboardInterrupt):
-        train(changed(config, evaluation__sequential="validation"))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background ignore
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(changed(config, evaluation__sequential="validation"))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert int(final_state(config, 12).step) == 12
 
 
