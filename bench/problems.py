@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 
 from bench import ops
-from bench.ops import Spec, Titled
+from bench.ops import AttentionSpec, Spec, Titled
 
 ORACLE = 2**26  # numbers in an array of the float64 oracle, which keeps every state and every score
 
@@ -46,5 +46,5 @@ def shortened(spec: Spec) -> Spec:
 
 
 def _numbers(spec: Spec) -> int:
-    scores = getattr(spec, "heads", 0) * spec.length**2
+    scores = spec.heads * spec.length**2 if isinstance(spec, AttentionSpec) else 0
     return max(scores, getattr(spec, "states", 1) * max(math.prod(array.shape) for array in spec.arrays().values()))

@@ -34,11 +34,9 @@ MODELS = {
     "megalodon_bert": ("megalodon.yaml", ["megalodon.init_mode=bert"]),
     "llama": ("llama.yaml", []),
 }
-STYLES = {
-    "megalodon": {"color": "C0"}, "megalodon_bert": {"color": "C1"}, "llama": {"color": "C2"},
-    "pytorch_megalodon_bert": {"color": "black", "linestyle": ":"},
-}  # fmt: skip
 ORACLE, TWIN = "pytorch_megalodon_bert", "megalodon_bert"
+STYLES = {name: {"color": f"C{number}"} for number, name in enumerate(MODELS)}
+STYLES[ORACLE] = {"color": "black", "linestyle": ":"}
 
 
 @dataclass(frozen=True)
