@@ -93,8 +93,8 @@ def test_a_gpt_of_bytes_is_sampled_from(tmp_path, capsys):
     train(config(tmp_path, gpt=SMALL, data={"path": str(tmp_path / "text"), "sequence_length": 16}))
     assert main(["generate", str(tmp_path / "run" / "final"), "--prompt", "9 green", "--tokens", "5"]) == 0
     assert capsys.readouterr().out.startswith("9 green")
-    assert main(["generate", str(tmp_path / "run" / "final"), "--prompt", "9 green", "--tokens", "50"]) == 2
-    assert "24" in capsys.readouterr().err  # the longest it can be
+    assert main(["generate", str(tmp_path / "run" / "final"), "--prompt", "9 green", "--tokens", "50"]) == 0
+    assert len(capsys.readouterr().out.encode()) >= 57  # beyond block_size, as nanoGPT goes on
 
 
 @pytest.mark.parametrize(
