@@ -1,7 +1,7 @@
 """Attention of queries and keys that are made from a shared projection: two ops, one call.
 
 The projection is normalised and turned in a pass of its own. Inside the attention kernels that would be done again for
-each tile of keys that a block of queries walks over; docs/kernels.md has the bytes of both.
+each tile of keys that a block of queries walks over; docs/ops/normalized_rotary.md has the bytes of both.
 """
 
 from typing import Literal

@@ -30,6 +30,7 @@ gc.set_threshold(100_000, 50, 100)  # tracing makes many objects and little garb
 
 # Minutes each. They come first, so that no worker of `make test` is left with one of them at the end.
 LONG = {f"test_{name}.py" for name in ("ema_kernels", "model", "streaming", "inspect_ema", "bench_inspect", "cli")}
+DOCUMENTED = ("test_readme.py", "test_followed_pages.py")  # code blocks, which run whatever the time
 END = float(os.environ.get("TESTS_END", "inf"))
 
 
@@ -38,7 +39,7 @@ def pytest_collection_modifyitems(items):
     if math.isfinite(END):  # another order of files every time, so that it is not always the same ones that are left
         names = sorted({item.path.name for item in items})
         random.Random(END).shuffle(names)
-        items.sort(key=lambda item: names.index(item.path.name))
+        items.sort(key=lambda item: (item.path.name not in DOCUMENTED, names.index(item.path.name)))
 
 
 def pytest_runtest_setup(item):

@@ -46,8 +46,9 @@ def test_no_path_of_a_machine(name):
 
 
 def test_numbers_of_the_readme_are_in_the_page_beside_them():
-    rows = re.findall(r"^\| (.*) \| (.*) \| `(.*)` \| .*\((docs/\w+\.md)\) \|$", text("README.md"), flags=re.MULTILINE)
-    assert len(rows) >= 5
+    row = r"^\| (.*) \| (.*) \| `(.*)` \| .*\((docs/[\w/]+\.md)(?:#[\w-]+)?\) \|$"
+    rows = re.findall(row, text("README.md"), flags=re.MULTILINE)
+    assert len(rows) >= 7
     for what, figures, command, page in rows:
         assert f"{command}\n" in text(page), f"{page} has nothing of {command}"
         for number in re.findall(r"\d[\d.]*", figures):

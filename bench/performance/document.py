@@ -18,7 +18,7 @@ def _head(record: dict) -> str:
 Printed by `python -m bench report{options} --out docs/report.md`, as a whole. The paper's three
 operations at full size beside the forms in which they are usually written in JAX
 ([bench/formulations](../bench/formulations/__init__.py)). Figures of whole models are in
-[kernels.md](kernels.md#a-whole-model) and [performance.md](performance.md#a-whole-model). **Nothing here ran on a
+[whole_model.md](whole_model.md) and [performance.md](performance.md#a-whole-model). **Nothing here ran on a
 GPU**: `python -m bench gpu --spec headline 7B` measures the same there.
 
 - {", ".join(f"{name} {version}" for name, version in record["versions"].items())}
