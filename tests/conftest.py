@@ -30,7 +30,7 @@ gc.set_threshold(100_000, 50, 100)  # tracing makes many objects and little garb
 
 # Minutes each. They come first, so that no worker of `make test` is left with one of them at the end.
 LONG = {f"test_{name}.py" for name in ("ema_kernels", "model", "streaming", "inspect_ema", "bench_inspect", "cli")}
-DOCUMENTED = ("test_readme.py", "test_followed_pages.py")  # code blocks, which run whatever the time
+DOCUMENTED = ("test_readme.py", "test_followed_pages.py")  # code blocks of the documents, which come before the rest
 END = float(os.environ.get("TESTS_END", "inf"))
 
 

@@ -17,7 +17,6 @@ from megalodon_jax.cli.arguments import positive_int
 
 TARGET = "sm_90"
 NAMES = ("headline", "7B")
-PARTS = ("compiled", "executed")
 ROUNDS = 3
 
 
@@ -30,7 +29,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help='only these problems, "complex_ema: 7B" or, of every op, "7B" (default: headline 7B)',
     )
     parser.add_argument("--rounds", type=positive_int, default=ROUNDS, metavar="R", help="interleaved rounds on CPU")
-    parser.add_argument("--part", choices=PARTS, help="this half alone: that of the GPU, or that of the CPU")
     parser.add_argument(
         "--rows", type=positive_int, metavar="B", help="on CPU at most so many rows of a batch (default: all of them)"
     )
@@ -56,9 +54,8 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         "rounds": options.rounds,
         "rows": options.rows,
         "card": find_target(TARGET).card,
-        "part": options.part,
-        "compiled": compiled.measure(specs, TARGET) if options.part != "executed" else [],
-        "executed": executed.measure(specs, options.rounds, options.rows) if options.part != "compiled" else [],
+        "compiled": compiled.measure(specs, TARGET),
+        "executed": executed.measure(specs, options.rounds, options.rows),
     }
     record["load_average"] = {"before": load, "after": environment.load_average()}
     report = document.text(record)

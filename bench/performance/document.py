@@ -6,16 +6,14 @@ from bench.performance import compiled, executed
 
 def text(record: dict) -> str:
     """The whole document."""
-    halves = [half(record) for name, half in (("compiled", _compiled), ("executed", _executed)) if record[name]]
-    return "\n\n".join([_head(record), *halves])
+    return "\n\n".join([_head(record), _compiled(record), _executed(record)])
 
 
 def _head(record: dict) -> str:
-    given = {name: record[name] for name in ("part", "rows") if record[name] is not None}
-    options = "".join(f" --{name} {value}" for name, value in given.items())
+    rows = "" if record["rows"] is None else f" --rows {record['rows']}"
     return f"""# Performance report
 
-Printed by `python -m bench report{options} --out docs/report.md`, as a whole. The paper's three
+Printed by `python -m bench report{rows} --out docs/report.md`, as a whole. The paper's three
 operations at full size beside the forms in which they are usually written in JAX
 ([bench/formulations](../bench/formulations/__init__.py)). Figures of whole models are in
 [whole_model.md](whole_model.md) and [performance.md](performance.md#a-whole-model). **Nothing here ran on a
