@@ -23,6 +23,12 @@ def blocks(name: str, *languages: str) -> list[str]:
     return [block for _, language, block in BLOCK.findall(text(name)) if language in languages]
 
 
+def bash_lines(name: str) -> list[str]:
+    """Lines of a file's bash blocks, without comments; those of one command as one."""
+    text = "".join(re.sub(r" +#.*$", "", block, flags=re.MULTILINE) for block in blocks(name, "bash"))
+    return re.sub(r"\\\n|\n {4,}(?=--)", " ", text).splitlines()
+
+
 def sources(*packages: str) -> str:
     """All code of some packages."""
     return "\n".join(path.read_text() for package in packages for path in sorted((ROOT / package).rglob("*.py")))

@@ -11,7 +11,7 @@ import shlex
 import pytest
 
 from megalodon_jax.cli.main import main
-from tests.markdown import blocks
+from tests.markdown import bash_lines
 
 SMALL = ["batch_size=2", "accumulate=1", "evaluation.windows=2", "data.sequence_length=32"]
 CUTS = {  # what follows these words of a command
@@ -29,9 +29,8 @@ CUTS = {  # what follows these words of a command
 
 def followed(page: str) -> list[list[str]]:
     """Words behind `python -m megalodon_jax` of each command of a page, in order."""
-    lines = [re.sub(r" +#.*$", "", line) for line in "".join(blocks(page, "bash")).splitlines()]
     left = re.compile("pip install|python -m bench training|.*--config CONFIG")
-    words = [shlex.split(line) for line in lines if line and not left.match(line)]
+    words = [shlex.split(line) for line in bash_lines(page) if line and not left.match(line)]
     assert all(command[:3] == ["python", "-m", "megalodon_jax"] for command in words)
     return [command[3:] for command in words]
 

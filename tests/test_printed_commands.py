@@ -14,7 +14,7 @@ import bench.__main__
 import bench.ops
 import docs.tables
 import megalodon_jax.cli.main
-from tests.markdown import NAMES, ROOT, blocks, prose, text
+from tests.markdown import NAMES, ROOT, bash_lines, blocks, prose, text
 
 
 class Understood(Exception):
@@ -43,8 +43,7 @@ ASSIGNMENT = re.compile(r"[A-Z_]+=.*", flags=re.DOTALL)
 
 def command_lines(name: str) -> Iterator[str]:
     """Commands of a file: lines of its bash blocks, those behind a `$` where output is shown, those in prose."""
-    for block in blocks(name, "bash"):
-        yield from re.sub(r"\\\n|\n {4,}(?=--)", " ", re.sub(r" +#.*$", "", block, flags=re.MULTILINE)).splitlines()
+    yield from bash_lines(name)
     for block in blocks(name, ""):
         yield from re.findall(r"^\$ (.*)$", block, flags=re.MULTILINE)
     if name != "CHANGELOG.md":  # which is also of what was
