@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 
 from bench import (
     cpu_inference,
@@ -26,7 +25,7 @@ from bench.inspect import TARGETS
 from bench.performance import command as performance
 from bench.training import command as training
 from bench.tuning import command as tune
-from megalodon_jax.cli.arguments import positive_int, seed
+from megalodon_jax.cli.arguments import output_file, output_picture, positive_int, seed
 
 _CPU = {
     "ops": cpu_ops.run,
@@ -142,7 +141,7 @@ def _add_cpu(cpu: argparse.ArgumentParser) -> None:
         "and precision, where nothing is timed",
     )
     cpu.add_argument(
-        "--png", type=_writable, metavar="FILE", help="ops: draw time, error and memory against the length"
+        "--png", type=output_picture, metavar="FILE", help="ops: draw time, error and memory against the length"
     )
     _add_json(cpu)
 
@@ -178,14 +177,7 @@ def _add_inspect(inspect: argparse.ArgumentParser) -> None:
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=_writable, metavar="FILE", help="write every figure here")
-
-
-def _writable(argument: str) -> Path:
-    path = Path(argument)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {argument!r}")
-    return path
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write every figure here")
 
 
 if __name__ == "__main__":

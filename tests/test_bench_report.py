@@ -41,6 +41,7 @@ def test_both_halves_go_to_a_file(small, tmp_path, capsys):
     command_line.main(words)
     text = report.read_text()
     assert text == capsys.readouterr().out
+    assert f"`python -m bench report --spec '{EMA}' '{NORM}' --rounds 1 --out {report}`" in text
     assert rows(text, "XLA reference")[0][4:-1] == ["9.000", "4.5", "5.000", "70"]
     found = json.loads(record.read_text())
     assert [case["mode"] for case in found["executed"]] == 2 * ["forward", "forward+backward"]
@@ -90,6 +91,14 @@ def test_bad_arguments(arguments, message, capsys):
         command_line.main(["report", *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_command_that_a_report_names():
+    def asked(*words: str) -> str:
+        return command.asked(command_line._parser().parse_args(["report", *words]))
+
+    assert asked("--out", "report.md", "--json", "record.json") == "python -m bench report --out report.md"
+    assert asked("--spec", "7B", "--rows", "1") == "python -m bench report --spec 7B --rows 1"
 
 
 def test_missing_wheels_are_one_line(monkeypatch):

@@ -184,7 +184,6 @@ def test_command(monkeypatch, tmp_path, capsys):
     assert "jax 1.0" in report.read_text()
     assert [arguments[1] for arguments in asked] == ["parity", "ops", "parity"]  # no times of what is wrong
     assert main(["selftest", "--op", "complex_ema", "--out", str(report)]) == 0
-    assert main(["selftest", "--out", str(tmp_path / "none" / "report.md")]) == 2
     assert main(["selftest", "--op", "complex_ema", "--out", str(tmp_path / ("x" * 255))]) == 2  # no room beside it
 
 
@@ -214,6 +213,22 @@ def test_a_kernel_that_refuses_is_not_timed(monkeypatch, tmp_path):
     monkeypatch.setattr(selftest, "environment", lambda: "jax 1.0")
     assert selftest.test("complex_ema", "gpu", 1.0).times is None
     assert main(["selftest", "--op", "complex_ema", "--out", str(tmp_path / "report.md")]) == 0
+
+
+@pytest.mark.parametrize("out", ["{}", "{}/none/report.md", "/proc/report.md"])
+def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(out, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["selftest", "--out", out.format(tmp_path)])
+    assert "argument --out: " in capsys.readouterr().err
+
+
+@pytest.mark.thorough
+def test_a_folder_named_bench_where_it_runs_is_not_ours(monkeypatch, tmp_path):
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "__main__.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(selftest.CommandError, match="no NVIDIA GPU here"):
+        selftest.bench(["--suite", "parity"], 300.0)
 
 
 def test_it_asks_for_what_there_is():

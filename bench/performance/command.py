@@ -1,8 +1,8 @@
 """`python -m bench report`: its options, and what they ask for."""
 
 import argparse
+import shlex
 import sys
-from pathlib import Path
 
 import jax
 
@@ -13,7 +13,7 @@ from bench.ops import Titled
 from bench.performance import compiled, document, executed
 from bench.problems import chosen
 from bench.report import write_json, write_text
-from megalodon_jax.cli.arguments import positive_int
+from megalodon_jax.cli.arguments import output_file, positive_int
 
 TARGET = "sm_90"
 NAMES = ("headline", "7B")
@@ -28,18 +28,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help='only these problems, "complex_ema: 7B" or, of every op, "7B" (default: headline 7B)',
     )
-    parser.add_argument("--rounds", type=positive_int, default=ROUNDS, metavar="R", help="interleaved rounds on CPU")
+    parser.add_argument(
+        "--rounds",
+        type=positive_int,
+        default=ROUNDS,
+        metavar="R",
+        help=f"interleaved rounds on CPU (default: {ROUNDS})",
+    )
     parser.add_argument(
         "--rows", type=positive_int, metavar="B", help="on CPU at most so many rows of a batch (default: all of them)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the report here")
+    parser.add_argument("--out", type=output_file, metavar="FILE.md", help="write the report here")
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Compile, measure, print; bad input is for `parser` to report. Exits with 1 where wheels are missing."""
     jax.config.update("jax_platforms", "cpu")
-    if options.out is not None and not options.out.parent.is_dir():
-        parser.error(f"--out: expected a file in an existing folder, got {str(options.out)!r}")
     try:
         specs = with_formulations(options.spec or NAMES)
     except ValueError as error:
@@ -51,6 +55,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         "versions": tools.versions() | environment.versions(),
         "machine": environment.machine() | {"memory_bytes": executed.memory()},
         "revision": environment.revision(),
+        "command": asked(options),
         "rounds": options.rounds,
         "rows": options.rows,
         "card": find_target(TARGET).card,
@@ -64,6 +69,16 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         write_json(record, options.json)
     if options.out is not None:
         write_text(report + "\n", options.out)
+
+
+def asked(options: argparse.Namespace) -> str:
+    """The command, without what is as by default and without `--json`."""
+    words = ["python", "-m", "bench", "report"]
+    words += ["--spec", *options.spec] if options.spec else []
+    words += ["--rounds", str(options.rounds)] if options.rounds != ROUNDS else []
+    words += ["--rows", str(options.rows)] if options.rows else []
+    words += ["--out", str(options.out)] if options.out else []
+    return shlex.join(words)
 
 
 def with_formulations(names: tuple[str, ...]) -> Titled:

@@ -10,11 +10,10 @@ def text(record: dict) -> str:
 
 
 def _head(record: dict) -> str:
-    rows = "" if record["rows"] is None else f" --rows {record['rows']}"
     return f"""# Performance report
 
-Printed by `python -m bench report{rows} --out docs/report.md`, as a whole. The paper's three
-operations at full size beside the forms in which they are usually written in JAX
+Printed by `{record["command"]}`: operations
+of the paper beside the forms in which they are usually written in JAX
 ([bench/formulations](../bench/formulations/__init__.py)). Figures of whole models are in
 [whole_model.md](whole_model.md) and [performance.md](performance.md#a-whole-model). **Nothing here ran on a
 GPU**: `python -m bench gpu --spec headline 7B` measures the same there.
@@ -41,9 +40,10 @@ def _compiled(record: dict) -> str:
     header = ("problem", "program", "implementation", "GB moved", "/ kernels", "temporary GB", "launches")
     return f"""## Compiled for an H100
 
-Rung: **compiled** for {record["card"]}, not run. Moved: operands and results of every launch of the whole
-program, loops by their trip counts. Temporary: what XLA plans beside arguments and results. forward+backward: outputs
-and all gradients. The XLA reference is this project's own, made for accuracy and for CPUs, in many small steps.
+Rung: **compiled** for {record["card"]}, not run. Launches: of the whole program, loops by their trip
+counts. Moved: operands and results of every launch. Temporary: what XLA plans beside arguments and results.
+forward+backward: outputs and all gradients. The XLA reference is this project's own, made for accuracy and for CPUs, in
+many small steps. Batches and lengths differ between the operations: their rows do not add up.
 
 {_problems(record["compiled"])}
 

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryFile
 
 
 def positive_int(text: str) -> int:
@@ -32,6 +33,26 @@ def seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"expected an integer in [0, 2^32), got {text!r}")
     return int(text)
+
+
+def output_file(text: str) -> Path:
+    """A file to write: no folder, and in one that takes files. Nothing is left there."""
+    path = Path(text)
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text!r}")
+    try:
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"no file can be written to {str(folder)!r}: {error.strerror}") from error
+    return path
+
+
+def output_picture(text: str) -> Path:
+    """As `output_file`, of a name that ends in .png."""
+    if Path(text).suffix != ".png":
+        raise argparse.ArgumentTypeError(f"expected a file that ends in .png, got {text!r}")
+    return output_file(text)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

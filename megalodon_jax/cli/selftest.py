@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from megalodon_jax.atomic import replacing
-from megalodon_jax.cli.arguments import positive_float
+from megalodon_jax.cli.arguments import output_file, positive_float
 from megalodon_jax.cli.errors import CommandError, bad_input
 from megalodon_jax.cli.selftest_report import MODES, Outcome, Result, summary
 from megalodon_jax.cli.selftest_report import text as report_text
@@ -28,8 +28,9 @@ OPS = (
 TIMED = {"fused_linear": "2560 to 512", "linear_cross_entropy": "512 to 32000"}  # of the others, the headline
 NO_DEVICE = 3  # exit code of `bench gpu`
 STARTED = re.compile("^(comparing|measuring) ", re.MULTILINE)  # what it says of each problem
-REPORT = Path("megalodon-selftest.md")
+REPORT = "megalodon-selftest.md"
 MINUTES = 30.0
+PYTHON = (sys.executable, "-P", "-m")  # -P: a folder `bench` of the user's, where the command runs, is not ours
 PATIENCE = 60.0  # seconds, for the environment
 
 
@@ -39,7 +40,7 @@ def add_parser(subcommands) -> None:
     parser: argparse.ArgumentParser = subcommands.add_parser("selftest", help=about, description=about)
     parser.add_argument("--op", nargs="+", choices=OPS, default=OPS, metavar="OP", help=f"of {', '.join(OPS)}")
     parser.add_argument(
-        "--out", type=Path, default=REPORT, metavar="FILE", help=f"the report, in Markdown (default: {REPORT})"
+        "--out", type=output_file, default=REPORT, metavar="FILE", help=f"the report, in Markdown (default: {REPORT})"
     )
     parser.add_argument(
         "--minutes", type=positive_float, default=MINUTES, metavar="M",
@@ -55,35 +56,31 @@ def run(options: argparse.Namespace) -> int:
     """Test, with the report written after every op, and print the table; 1 where something failed.
 
     Raises:
-        CommandError: there is no GPU, a process ended before it tested anything, or there is no place for the report.
+        CommandError: there is no GPU, a process ended before it tested anything, or the report cannot be written.
     """
-    if not options.out.absolute().parent.is_dir() or options.out.is_dir():
-        raise CommandError(f"--out {options.out}: expected a file in an existing folder")
     results = {op: Result(op) for op in options.op}
-    table, surroundings = "", environment()
+    table, place, surroundings = "", "", environment()
     try:
         for op in results:
             print(f"testing {op} ...", file=sys.stderr, flush=True)
             results[op] = test(op, options.device, 60 * options.minutes)
-            table = write(options.out, list(results.values()), surroundings)
+            table = summary(list(results.values()))
+            write(options.out, table, list(results.values()), surroundings)
+            place = f"\n\nThe report is {options.out}; a bug report with it says all there is to know."
     finally:
         if table:
-            print(
-                f"{table}\n\nThe report is {options.out}; a bug report with it says all there is to know.", flush=True
-            )
+            print(table + place, flush=True)
     return 0 if not any(result.failures for result in results.values()) else 1
 
 
-def write(path: Path, results: list[Result], surroundings: str) -> str:
-    """The report, in place of the last one; its table.
+def write(path: Path, table: str, results: list[Result], surroundings: str) -> None:
+    """The report, in place of the last one.
 
     Raises:
         CommandError: it cannot be written.
     """
-    table = summary(results)
     with bad_input(), replacing(path) as file:
         file.write(report_text(table, results, surroundings).encode())
-    return table
 
 
 def test(op: str, device: str, seconds: float) -> Result:
@@ -106,7 +103,7 @@ def bench(arguments: list[str], seconds: float) -> Outcome:
         CommandError: there is no GPU, or the process ended, or hung, before it tested anything.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "bench", "gpu", *arguments, "--out", folder]
+        command = [*PYTHON, "bench", "gpu", *arguments, "--out", folder]
         record, report, log = (Path(folder, name) for name in ("record.json", "report.md", "stderr"))
         try:
             with log.open("w") as file:
@@ -127,7 +124,7 @@ def bench(arguments: list[str], seconds: float) -> Outcome:
 
 def environment() -> str:
     """Versions, devices and settings, each asked for in a process of its own."""
-    asked = [[sys.executable, "-m", "megalodon_jax", "doctor"]]
+    asked = [[*PYTHON, "megalodon_jax", "doctor"]]
     if shutil.which("nvidia-smi"):
         asked.append(["nvidia-smi"])
     return "\n".join(map(answer, asked))
