@@ -39,7 +39,7 @@ def subject(implementations, **changes) -> Subject:
 
 def case(values=(1.0, 1.0), **changes) -> dict:
     named = {name: lambda n=name, v=value: built(n, v) for name, value in zip(("xla", "triton"), values, strict=True)}
-    return measure(subject(named, **changes), made_up(xla=4.0, triton=2.0), 3, ROOF)
+    return measure(subject(named, **changes), made_up(xla=4.0, triton=2.0), 5, ROOF)
 
 
 def line(**changes) -> Line:

@@ -1,5 +1,7 @@
 """What `bench gpu` reports and draws of its records, and how `bench compare` compares them."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,7 @@ def test_report_says_what_passed_and_what_was_not_compared():
     cases = [case(operations=10**9), case(values=(1.0, 1.1)), {**case(), "failures": {"scan": "out of memory"}}]
     text = markdown.text(record(cases, [passed, failed, reason]))
     assert "1 of 3 passed" in text
+    assert text.count("- op: one: sizes\n") == 2  # what was compared, what was timed
     assert "RuntimeError: no" in text
     assert "out of memory" in text
     assert "y differs from the reference's by 1.0e-01" in text
@@ -65,10 +68,12 @@ def test_compare_says_what_is_noise(tmp_path):
     noisy = lambda ms: list(ms * (1 + 0.02 * r.standard_normal(20)))  # noqa: E731
     for after, expected in ((1.0, "noise"), (1.2, "slower"), (0.8, "faster"), (1.01, "noise")):
         assert compare.verdict(*compare.ratio(noisy(1.0), noisy(after))) == expected
-    assert compare.verdict(*compare.ratio([1.0, 3.0, 2.0], [2.5, 1.2, 9.0])) == "noise"
+    assert compare.verdict(*compare.ratio([1.0, 3.0, 2.0, 2.0, 1.0], [2.5, 1.2, 9.0, 1.0, 2.0])) == "noise"
+    assert compare.verdict(*compare.ratio([1.0] * 4, [9.0] * 20)) == compare.TOO_FEW
     a = tmp_path / "a.json"
     report.write_json(record([case()]), a)
     again = compare.text(compare.read(a), record([case()]))
+    assert again == compare.text(record([case()]), record([case()]))
     assert "noise" in again
     assert "same device" in again
     other = compare.text(compare.read(a), record([case()], device={"kind": "B200", "runtime": "cuda"}, revision="def"))
@@ -115,11 +120,27 @@ def test_compare_rates_nothing_without_parity(unproven):
 def test_compare_shows_other_options():
     config = {"rounds": 5, "seed": 2, "parity_seed": 0, "kernel": "triton"}
     text = compare.text(record([case()]), record([case()], config=config))
-    assert "- rounds: 3 in A, 5 in B\n- seed: 1 in A, 2 in B\n" in text
-    assert "parity_seed" not in text
+    assert "- rounds: 3 in A, 5 in B\n" in text
+    assert "seed" not in text  # one is new each time, the other the same
+    without = compare.text(record([case()]), record([case()], config={**config, "kernel": None}))
+    assert "- **No GPU**: " in without
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"format": 0}', None])
+def test_compare_takes_the_folder(tmp_path):
+    report.write_json(record([case()]), tmp_path / "record.json")
+    assert compare.read(tmp_path) == compare.read(tmp_path / "record.json")
+
+
+def damaged() -> list[str]:
+    """Records without one of the parts that are compared."""
+    parts = [json.loads(json.dumps(record([case()]))) for _ in range(4)]
+    del parts[0]["device"]["runtime"], parts[1]["cases"][0]["failures"]
+    del parts[2]["cases"][0]["implementations"]["triton"]["speedup"]
+    parts[3]["cases"][0]["implementations"]["triton"]["samples_ms"] = []
+    return [json.dumps(part) for part in parts]
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"format": 0}', '{"format": 1}', 9999 * "[", *damaged(), None])
 def test_compare_wants_a_record(tmp_path, content, capsys):
     file = tmp_path / "a.json"
     if content is not None:

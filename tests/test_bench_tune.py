@@ -48,7 +48,8 @@ def test_search_goes_to_the_best():
 def test_search_keeps_to_its_time():
     clock = iter(range(100))
     trials, time_is_up = search(START, far_from(Tiles(128, 2, 1)), deadline=3, now=lambda: next(clock))
-    assert (len(trials), time_is_up) == (1 + 3, True)
+    assert (len(trials), time_is_up) == (3, True)
+    assert search(START, far_from(START), deadline=1.0, now=lambda: 1.0) == ([], True)
 
 
 def test_search_passes_over_what_cannot_be_launched():
@@ -151,6 +152,16 @@ def test_what_is_faster_is_kept(tmp_path, monkeypatch, cpu, capsys):
     assert command.merged((kept, added), (*added[:3], Tiles(1, 1, 1))) == (kept, (*added[:3], Tiles(1, 1, 1)))
 
 
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_measured(monkeypatch, cpu, capsys):
+    monkeypatch.setenv("PALLAS_KERNELS_CACHE_DIR", "/proc/none")
+    monkeypatch.setattr(command, "begin", lambda platform: cpu)
+    monkeypatch.setattr(command, "architecture", lambda settings: Architecture.of("sm_80"))
+    monkeypatch.setattr(command, "tuned", lambda *_: pytest.fail("measured"))
+    with pytest.raises(SystemExit):
+        command_line.main(["tune"])
+    assert "the tuning cache (PALLAS_KERNELS_CACHE_DIR): expected a folder to write into" in capsys.readouterr().err
+
+
 def result(*costs: float, time_is_up: bool = False) -> command.Result:
     """Of trials that cost so much; the first one is where the search started."""
     trials = [Trial(Tiles(16, 2**n, 4), cost) for n, cost in enumerate(costs)]
@@ -177,6 +188,8 @@ def test_tiles_that_fail_side_by_side_are_left_out_and_named():
 def test_the_end_of_the_time_is_printed():
     assert "\n3 tried, then the time was up (--minutes).\n" in command.text(result(3.0, 2.0, 1.0, time_is_up=True))
     assert "\n1 tried.\n" in command.text(result(3.0))
+    none = replace(result(3.0, time_is_up=True), trials=[])
+    assert command.text(none) == f"## {TITLE}, {FORWARD}\n\n0 tried, then the time was up (--minutes).\n"
 
 
 def test_a_gpu_that_is_too_old_ends_it_in_one_line(monkeypatch, cpu):

@@ -47,7 +47,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_compare_options(parser: argparse.ArgumentParser) -> None:
     """Declare those of `compare`."""
     for name in ("A", "B"):
-        parser.add_argument(name.lower(), type=Path, metavar=f"{name}.json", help="a record.json of `bench gpu`")
+        parser.add_argument(
+            name.lower(), type=Path, metavar=name, help="a folder of `bench gpu --out`, or the record.json in it"
+        )
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -91,8 +93,8 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--spec is not for {suite} --device cpu, which knows one tiny model")
 
 
-def prepare(folder: Path) -> None:
-    """Make the folder of `--out`, before anything is measured for it.
+def prepare(folder: Path, what: str = "--out") -> None:
+    """Make the folder of `what`, before anything is measured for it.
 
     Raises:
         ValueError: it cannot be made or written into.
@@ -102,7 +104,7 @@ def prepare(folder: Path) -> None:
         TemporaryFile(dir=folder).close()
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ValueError(f"--out: expected a folder to write into, got {str(folder)!r}: {reason}") from error
+        raise ValueError(f"{what}: expected a folder to write into, got {str(folder)!r}: {reason}") from error
 
 
 def write(record: dict, folder: Path) -> None:

@@ -4,16 +4,19 @@
 
 It counts as more than noise where the interval that holds 95 of 100 such ratios of samples drawn anew (with
 replacement, from the samples of each record) lies wholly on one side of 1, and the ratio is away from 1 by more than
-SMALLEST: clocks and temperatures differ by that between two processes. There is no ratio of a program that has no
-speedup in one of the records, because its parity failed there or it differs from the reference.
+SMALLEST: clocks and temperatures differ by that between two processes. Fewer than FEWEST samples tell nothing of their
+noise. There is no ratio of a program that has no speedup in one of the records, because its parity failed there or it
+differs from the reference.
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from bench.gpu.checks import said
 from bench.gpu.session import FORMAT
 from bench.markdown import table
 
@@ -21,22 +24,30 @@ Key = tuple[str, str, str, str]  # title, problem, mode, implementation
 
 DRAWN = 2000
 SMALLEST = 0.02
+FEWEST = 5
+TOO_FEW = "too few rounds"
+RECORD = "record.json"
 NOT_PROVEN = "not proven"
 _HEADER = ("problem", "mode", "implementation", "A ms", "B ms", "B / A", "95 %", "verdict")
 
 
 def read(file: Path) -> dict:
-    """A record that `bench gpu` wrote.
+    """A record that `bench gpu` wrote, to this file or this folder.
 
     Raises:
-        ValueError: there is none in the file.
+        ValueError: there is none, or part of it is missing.
     """
+    file = file / RECORD if file.is_dir() else file
     try:
         record = json.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: {error}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise ValueError(f"{file} is no record of `python -m bench gpu` (format {FORMAT})")
+        raise ValueError(f"{file} is no record of `python -m bench gpu --out FOLDER` (format {FORMAT})")
+    try:
+        list(_rows(record, record)), list(_conditions(record, record)), _failures(record)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ValueError(f"{file} is damaged, a part of the record is missing: {said(error)}") from error
     return record
 
 
@@ -52,12 +63,24 @@ def text(a: dict, b: dict) -> str:
     changed = [f"- {name}: {was} in A, {is_} in B" for name, was, is_ in _conditions(a, b) if was != is_]
     if a["device"]["kind"] != b["device"]["kind"]:
         changed.append("- **The devices differ**: ratios compare them as well.")
+    if not all(one["config"]["kernel"] for one in (a, b)):
+        changed.append("- **No GPU**: processes on a CPU differ by more than the verdicts know of.")
     same = ["- same device, versions, revision, variables and options"]
     return "\n".join(["# bench compare", "", *(changed or same), "", table(_HEADER, rows, left=3), *_apart(a, b)])
 
 
 def ratio(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Of the medians of two samples, and the ends of the interval that holds 95 of 100 when drawn anew."""
+    """Of the medians of two samples, and the ends of the interval that holds 95 of 100 when drawn anew.
+
+    The interval is without end where there are fewer than FEWEST samples.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not (a and b):
+        raise ValueError("a program without samples")
+    if min(len(a), len(b)) < FEWEST:
+        return float(np.median(b) / np.median(a)), 0.0, math.inf
     r = np.random.default_rng(seed)
     medians = [np.median(r.choice(np.asarray(one), (DRAWN, len(one))), axis=1) for one in (a, b)]
     low, high = np.quantile(medians[1] / medians[0], (0.025, 0.975))
@@ -65,7 +88,9 @@ def ratio(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float,
 
 
 def verdict(value: float, low: float, high: float) -> str:
-    """ "faster", "slower" or "noise", of B against A."""
+    """ "faster", "slower" or "noise", of B against A; TOO_FEW where the interval has no end."""
+    if math.isinf(high):
+        return TOO_FEW
     if abs(value - 1.0) <= SMALLEST or low <= 1.0 <= high:
         return "noise"
     return "faster" if value < 1.0 else "slower"
@@ -83,7 +108,8 @@ def _rows(a: dict, b: dict) -> Iterator[list[str]]:
             yield [*row, "-", "-", NOT_PROVEN]
             continue
         value, low, high = ratio(*(one["samples_ms"] for one in both))
-        yield [*row, f"{value:.3f}", f"{low:.3f}-{high:.3f}", verdict(value, low, high)]
+        interval = "-" if math.isinf(high) else f"{low:.3f}-{high:.3f}"
+        yield [*row, f"{value:.3f}", interval, verdict(value, low, high)]
 
 
 def _apart(a: dict, b: dict) -> list[str]:
@@ -124,4 +150,6 @@ def _conditions(a: dict, b: dict) -> Iterator[tuple[str, object, object]]:
     yield "revision", a["revision"], b["revision"]
     for kind in ("versions", "variables", "config"):
         for name in dict.fromkeys([*a[kind], *b[kind]]):
+            if (kind, name) == ("config", "seed"):  # a new one each time
+                continue
             yield name, a[kind].get(name), b[kind].get(name)

@@ -52,8 +52,11 @@ def _errors(record: dict) -> str:
     if not rows:
         return ""
     passed = f"{sum(entry['passed'] for entry in record['parity'])} of {len(record['parity'])} passed."
-    about = f"Relative to the RMS of what is exact. {passed if tested else 'Kernels were not tested.'}"
-    return f"## Errors\n\n{about}\n\n{table(_PARITY, rows, left=2)}"
+    about = (
+        f"Relative to the RMS of what is exact. {passed if tested else 'Kernels were not tested.'}\n"
+        "Problems of full size are cut to one row of the batch, and to the length that the float64 oracle has room for:"
+    )
+    return f"## Errors\n\n{about}\n\n{_problems(record['parity'])}\n\n{table(_PARITY, rows, left=2)}"
 
 
 def _times(record: dict) -> str:
@@ -70,7 +73,11 @@ def _times(record: dict) -> str:
         "and for the matrix products, over ms.\nSpeedup: time of the first implementation over that of this one; `-` "
         "where parity failed or results differ."
     )
-    return f"## Times\n\n{about}\n\n{table(_TIMES, rows, left=3)}"
+    return f"## Times\n\n{about}\n\n{_problems(record['cases'])}\n\n{table(_TIMES, rows, left=3)}"
+
+
+def _problems(found: list[dict]) -> str:
+    return "\n".join(f"- {title}: {sizes}" for title, sizes in {one["title"]: one["problem"] for one in found}.items())
 
 
 def _row(case: dict, one: dict) -> list[str]:

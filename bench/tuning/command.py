@@ -9,6 +9,7 @@ from functools import partial
 
 from bench import ops
 from bench.gpu.checks import said
+from bench.gpu.command import prepare
 from bench.gpu.device import NoDevice
 from bench.gpu.session import Session, begin
 from bench.gpu.suite_ops import NAMES
@@ -88,6 +89,10 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     gpu = architecture(Settings())
     if isinstance(gpu, str):
         sys.exit(f"bench tune: {gpu}")
+    try:
+        prepare(file.parent, "the tuning cache (PALLAS_KERNELS_CACHE_DIR)")
+    except ValueError as error:
+        parser.error(str(error))
     for result in tuned(specs, gpu, session, seconds):
         print(text(result), flush=True)
         if result.kept:
@@ -129,11 +134,12 @@ def judged(found: Result, faster: Callable[[AnyTiles, AnyTiles], bool]) -> Resul
 
 
 def _turns(specs: Titled, gpu: Architecture, seconds: float):
-    """Each kernel with the time until which it may be searched for: the rest is shared evenly by those to come."""
+    """Each kernel with the time until which it may be searched for: what is left is shared evenly by those to come."""
     todo = [(title, spec, one) for title, spec in specs.items() for one in ops.of(spec).launches(spec, gpu)]
     end = time.monotonic() + seconds
     for number, turn in enumerate(todo):
         now = time.monotonic()
+        print(f"searching for {turn[0]}, {turn[2].kernel} ...", file=sys.stderr, flush=True)
         yield *turn, now + max(0.0, end - now) / (len(todo) - number)
 
 

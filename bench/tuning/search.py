@@ -31,10 +31,12 @@ def search(
     """Every trial, the start first, until no neighbour is better or the time is up; and whether that is so.
 
     Args:
-        start: tiles that are always tried.
+        start: tiles to begin with.
         cost: of tiles; raises where they cannot be launched.
         deadline, now: nothing is tried from `now() >= deadline` on.
     """
+    if now() >= deadline:
+        return [], True
     trials = {start: _trial(start, cost)}
     best = trials[start]
     while best.cost is not None:
