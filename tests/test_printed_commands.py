@@ -57,7 +57,8 @@ def commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("name", "line"), commands())
 def test_command(name, line, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # an option that names a file to write wants a folder that is there
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()  # an option that names a file to write wants a folder that is there
     line = re.sub(r"\[([^][ ]* ?)+\.\.\.\]", "", line)  # optional words of a synopsis
     words = shlex.split(line)
     while words and ASSIGNMENT.fullmatch(words[0]):
