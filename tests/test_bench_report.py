@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 
 from bench import __main__ as command_line
-from bench import ops, parity
+from bench import environment, ops, parity
 from bench.inspect import tools
 from bench.parity import Errors, Line
 from bench.performance import command, compiled, executed
 from tests.markdown import ROOT
 
 EMA, NORM = "complex_ema: plain", "timestep_norm: plain"
+FRESH = "timestep_norm: headline"
 
 
 @pytest.fixture
@@ -117,3 +118,23 @@ def test_the_shipped_report_is_of_every_problem_and_form():
         for title, spec in shipped.items():
             assert rows(half, title)
             assert all(rows(half, name) for name in ops.of(spec).baselines(spec))
+
+
+@pytest.mark.thorough
+def test_a_shipped_figure_is_what_is_compiled_today():
+    """Of the quickest problem, with the versions that the report names."""
+    if reason := tools.missing():
+        pytest.skip(reason)
+    text = (ROOT / "docs" / "report.md").read_text()
+    versions = tools.versions() | environment.versions()
+    if not all(f"{name} {version}" in text for name, version in versions.items() if name != "python"):
+        pytest.skip("docs/report.md is of other versions of jax or of the compilers")
+    half = text.split("\n## ")[1]
+    for case in compiled.measure({FRESH: ops.PRESETS[FRESH]}, command.TARGET):
+        lines = half[half.index(f"| {FRESH}", half.index("| problem")) :].splitlines()
+        lines = lines[next(n for n, line in enumerate(lines) if f" {case['mode']} " in line) :]
+        for line, (name, one) in zip(lines, case["implementations"].items(), strict=False):
+            printed = [cell.strip() for cell in line.split("|")]
+            assert printed[3] == name
+            assert printed[4] == f"{one['bytes_moved'] / 1e9:.3f}"
+            assert printed[6:8] == [f"{one['temporary_bytes'] / 1e9:.3f}", str(one["launches"])]

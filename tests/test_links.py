@@ -50,9 +50,12 @@ def test_numbers_of_the_readme_are_in_the_page_beside_them():
     rows = re.findall(row, text("README.md"), flags=re.MULTILINE)
     assert len(rows) >= 7
     for what, figures, command, page in rows:
-        assert f"{command}\n" in text(page), f"{page} has nothing of {command}"
-        for number in re.findall(r"\d[\d.]*", figures):
-            assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.])", text(page)), f"{page}: {what}: {number}"
+        assert command in text(page), f"{page} has nothing of {command}"
+        named = re.findall(r"([^\d]+) ([\d.]+)(?:, |$)", figures)
+        assert ", ".join(f"{name} {number}" for name, number in named) == figures
+        for name, number in named:
+            printed = rf"(?<![\w-]){re.escape(name)}(?![\w-]).*(?<![\d.]){re.escape(number)}(?![\d.])"
+            assert re.search(printed, text(page)), f"{page}: {what}: {name} {number}"
 
 
 def test_pictures():
