@@ -37,9 +37,11 @@ def _near(known: Titled, name: str) -> list[str]:
 
 
 def shortened(spec: Spec) -> Spec:
-    """One row of the batch, and half as long until the float64 oracle has room for it."""
+    """One row of the batch, half as many heads, then half as long, until the float64 oracle has room for it."""
     if any(field.name == "batch" for field in fields(spec)):
         spec = replace(spec, batch=1)  # type: ignore[call-arg]
+    while isinstance(spec, AttentionSpec) and spec.heads > 1 and _numbers(spec) > ORACLE:
+        spec = replace(spec, heads=spec.heads // 2)
     while spec.length > 1 and _numbers(spec) > ORACLE:
         spec = replace(spec, length=spec.length // 2)
     return spec

@@ -151,6 +151,8 @@ def test_the_oracle_gets_what_it_has_room_for():
         assert problems._numbers(short) <= problems.ORACLE, title
         assert getattr(short, "batch", 1) == 1
     assert problems.shortened(ops.PRESETS["complex_ema: 7B"]).length == 1024
+    attention = problems.shortened(ops.PRESETS["chunked_attention: 7B"])
+    assert (attention.heads, attention.length) == (1, 2 * attention.chunk)  # a boundary of chunks is crossed
     plain = ops.PARITY["complex_ema: plain"]
     assert problems.shortened(plain).length == plain.length
 

@@ -60,6 +60,10 @@ def test_the_line_says_what_jax_says_and_what_it_was_told(error, monkeypatch):
         (["--out", __file__], f"expected a folder to write into, got {__file__!r}: File exists"),
         (["--out", f"{__file__}/deep"], f"expected a folder to write into, got '{__file__}/deep': Not a directory"),
         (["--mode", "sideways"], "invalid choice: 'sideways'"),
+        (
+            ["--spec", "linear_cross_entropy: whole blocks", "--mode", "backward"],
+            "--mode backward: linear_cross_entropy: whole blocks has forward, forward+backward",
+        ),
         (["--lengths", "0"], "expected a positive integer, got '0'"),
     ],
 )

@@ -1,7 +1,7 @@
 """Suite `ops` on a GPU: kernels, the XLA reference and the usual formulations of each op, on problems of its specs.
 
-Each problem is first compared with the float64 oracle, in one row of its batch and as long as the oracle's memory
-allows; at full size every implementation has to agree with the reference.
+Each problem is first compared with the float64 oracle, in one row of its batch, with as many heads and as long as the
+oracle's memory allows; at full size every implementation has to agree with the reference.
 """
 
 import sys
@@ -33,7 +33,14 @@ def at_lengths(specs: Titled, lengths: Sequence[int]) -> Titled:
 
 
 def run(specs: Titled, session: Session, only: Sequence[str] = ()) -> dict:
-    """The record of these problems, in the modes named or in all."""
+    """The record of these problems, in the modes named or in all.
+
+    Raises:
+        ValueError: a problem has none of those named.
+    """
+    for title, spec in specs.items():
+        if only and not set(only) & set(modes(spec)):
+            raise ValueError(f"--mode {' '.join(only)}: {title} has {', '.join(modes(spec))}")
     checked, cases = [], []
     for title, spec in specs.items():
         print(f"measuring {title} ...", file=sys.stderr, flush=True)

@@ -76,7 +76,8 @@ Rung: **executed on CPU**, in float32: the reference, which is what runs there, 
 {where};
 median CPU time of {record["rounds"]} interleaved rounds. A program that would need more than {executed.PART:.0%} of the
 memory does not fit: it was only compiled. Errors: the worst output or gradient against float64, relative RMS, of one
-row as long as the oracle can do. A ratio stands where ours kept to the tolerance policy beside that formulation.
+row, with as many heads and as long as the oracle has room for. A ratio stands where ours kept to the tolerance policy
+beside that formulation.
 
 {_problems(record["executed"])}
 
