@@ -130,9 +130,9 @@ def _add_cpu(cpu: argparse.ArgumentParser) -> None:
         nargs="+",
         type=positive_int,
         metavar="L",
-        help=f"sequence lengths (default: {' '.join(map(str, cpu_ops.LENGTHS))}; of model, {cpu_model.LENGTHS[0]}; of "
-        f"prompts, {cpu_inference.LENGTHS[0]}; of streams, {cpu_stream.LENGTHS[0]}; of precision, steps, "
-        f"{cpu_precision.STEPS[0]})",
+        help=f"sequence lengths (default: ops {' '.join(map(str, cpu_ops.LENGTHS))}, model {cpu_model.LENGTHS[0]}, "
+        f"inference {cpu_inference.LENGTHS[0]}, stream {cpu_stream.LENGTHS[0]}); of precision, training steps "
+        f"(default: {cpu_precision.STEPS[0]})",
     )
     cpu.add_argument(
         "--rounds",

@@ -1,6 +1,7 @@
 """The README and the documents: where they are, and their fenced blocks."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -32,3 +33,14 @@ def bash_lines(name: str) -> list[str]:
 def sources(*packages: str) -> str:
     """All code of some packages."""
     return "\n".join(path.read_text() for package in packages for path in sorted((ROOT / package).rglob("*.py")))
+
+
+def filled(name: str) -> Iterator[str]:
+    """Lines of a file; an empty cell in the first two columns of a table is that of the row above."""
+    above = ["", ""]
+    for line in text(name).splitlines():
+        cells = line.split("|")
+        if len(cells) > 4 and not cells[0]:
+            above = [cell if cell.strip() else old for cell, old in zip(cells[1:3], above, strict=True)]
+            line = "|".join(["", *above, *cells[3:]])
+        yield line

@@ -62,7 +62,7 @@ def test_the_line_says_what_jax_says_and_what_it_was_told(error, monkeypatch):
         (["--mode", "sideways"], "invalid choice: 'sideways'"),
         (
             ["--spec", "linear_cross_entropy: whole blocks", "--mode", "backward"],
-            "--mode backward: linear_cross_entropy: whole blocks has forward, forward+backward",
+            "none of linear_cross_entropy: whole blocks has the mode backward",
         ),
         (["--lengths", "0"], "expected a positive integer, got '0'"),
     ],

@@ -133,14 +133,14 @@ def test_compare_takes_the_folder(tmp_path):
 
 def damaged() -> list[str]:
     """Records without one of the parts that are compared."""
-    parts = [json.loads(json.dumps(record([case()]))) for _ in range(4)]
-    del parts[0]["device"]["runtime"], parts[1]["cases"][0]["failures"]
+    parts = [json.loads(json.dumps(record([case()]))) for _ in range(5)]
+    del parts[0]["device"]["runtime"], parts[1]["cases"][0]["failures"], parts[4]["config"]["kernel"]
     del parts[2]["cases"][0]["implementations"]["triton"]["speedup"]
     parts[3]["cases"][0]["implementations"]["triton"]["samples_ms"] = []
     return [json.dumps(part) for part in parts]
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"format": 0}', '{"format": 1}', 9999 * "[", *damaged(), None])
+@pytest.mark.parametrize("content", ["[]", "{", '{"format": 0}', '{"format": 1}', 9999 * "[", None])
 def test_compare_wants_a_record(tmp_path, content, capsys):
     file = tmp_path / "a.json"
     if content is not None:
@@ -149,6 +149,14 @@ def test_compare_wants_a_record(tmp_path, content, capsys):
         command_line.main(["compare", str(file), str(file)])
     assert stopped.value.code == 2
     assert str(file) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", damaged())
+def test_compare_names_a_damaged_record(tmp_path, content):
+    file = tmp_path / "a.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match="is damaged, a part of the record is missing"):
+        compare.read(file)
 
 
 def test_variables():

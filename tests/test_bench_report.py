@@ -10,7 +10,7 @@ from bench import environment, ops, parity
 from bench.inspect import tools
 from bench.parity import Errors, Line
 from bench.performance import command, compiled, executed
-from tests.markdown import ROOT
+from tests.markdown import ROOT, filled
 
 EMA, NORM = "complex_ema: plain", "timestep_norm: plain"
 FRESH = "timestep_norm: headline"
@@ -129,12 +129,14 @@ def test_a_shipped_figure_is_what_is_compiled_today():
     versions = tools.versions() | environment.versions()
     if not all(f"{name} {version}" in text for name, version in versions.items() if name != "python"):
         pytest.skip("docs/report.md is of other versions of jax or of the compilers")
-    half = text.split("\n## ")[1]
     for case in compiled.measure({FRESH: ops.PRESETS[FRESH]}, command.TARGET):
-        lines = half[half.index(f"| {FRESH}", half.index("| problem")) :].splitlines()
-        lines = lines[next(n for n, line in enumerate(lines) if f" {case['mode']} " in line) :]
-        for line, (name, one) in zip(lines, case["implementations"].items(), strict=False):
-            printed = [cell.strip() for cell in line.split("|")]
-            assert printed[3] == name
+        for name, one in case["implementations"].items():
+            row = next(line for line in filled("docs/report.md") if is_of(line, FRESH, case["mode"], name))
+            printed = [cell.strip() for cell in row.split("|")]
             assert printed[4] == f"{one['bytes_moved'] / 1e9:.3f}"
             assert printed[6:8] == [f"{one['temporary_bytes'] / 1e9:.3f}", str(one["launches"])]
+
+
+def is_of(line: str, *cells: str) -> bool:
+    """A row of a table that begins with these cells."""
+    return tuple(cell.strip() for cell in line.split("|")[1 : 1 + len(cells)]) == cells

@@ -37,15 +37,15 @@ def read(file: Path) -> dict:
     Raises:
         ValueError: there is none, or part of it is missing.
     """
-    file = file / RECORD if file.is_dir() else file
     try:
+        file = file / RECORD if file.is_dir() else file
         record = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: {error}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{file} is no record of `python -m bench gpu --out FOLDER` (format {FORMAT})")
     try:
-        list(_rows(record, record)), list(_conditions(record, record)), _failures(record)
+        list(_rows(record, record)), list(_conditions(record, record)), _failures(record), _on_cpu(record)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ValueError(f"{file} is damaged, a part of the record is missing: {said(error)}") from error
     return record
@@ -63,10 +63,10 @@ def text(a: dict, b: dict) -> str:
     changed = [f"- {name}: {was} in A, {is_} in B" for name, was, is_ in _conditions(a, b) if was != is_]
     if a["device"]["kind"] != b["device"]["kind"]:
         changed.append("- **The devices differ**: ratios compare them as well.")
-    if not all(one["config"]["kernel"] for one in (a, b)):
-        changed.append("- **No GPU**: processes on a CPU differ by more than the verdicts know of.")
-    same = ["- same device, versions, revision, variables and options"]
-    return "\n".join(["# bench compare", "", *(changed or same), "", table(_HEADER, rows, left=3), *_apart(a, b)])
+    same = ["- same device, versions, revision, variables and options, but for the seed"]
+    cpu = ["- **No GPU**: processes on a CPU differ by more than the verdicts know of."]
+    notes = (changed or same) + (cpu if _on_cpu(a) or _on_cpu(b) else [])
+    return "\n".join(["# bench compare", "", *notes, "", table(_HEADER, rows, left=3), *_apart(a, b)])
 
 
 def ratio(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
@@ -142,6 +142,10 @@ def _failures(record: dict) -> dict[Key, str]:
         for case in record["cases"]
         for name, reason in case["failures"].items()
     }
+
+
+def _on_cpu(record: dict) -> bool:
+    return record["config"]["kernel"] is None
 
 
 def _conditions(a: dict, b: dict) -> Iterator[tuple[str, object, object]]:

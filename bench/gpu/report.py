@@ -52,10 +52,9 @@ def _errors(record: dict) -> str:
     if not rows:
         return ""
     passed = f"{sum(entry['passed'] for entry in record['parity'])} of {len(record['parity'])} passed."
-    about = (
-        f"Relative to the RMS of what is exact. {passed if tested else 'Kernels were not tested.'}\n"
-        "Problems of full size are cut to one row of the batch, and to what the float64 oracle has room for:"
-    )
+    about = f"Relative to the RMS of what is exact. {passed if tested else 'Kernels were not tested.'}"
+    if record["suite"] == "ops":
+        about += "\nProblems are cut to one row of the batch, and to what the float64 oracle has room for."
     return f"## Errors\n\n{about}\n\n{_problems(record['parity'])}\n\n{table(_PARITY, rows, left=2)}"
 
 

@@ -36,13 +36,15 @@ def run(specs: Titled, session: Session, only: Sequence[str] = ()) -> dict:
     """The record of these problems, in the modes named or in all.
 
     Raises:
-        ValueError: a problem has none of those named.
+        ValueError: no problem has any of those named.
     """
-    for title, spec in specs.items():
-        if only and not set(only) & set(modes(spec)):
-            raise ValueError(f"--mode {' '.join(only)}: {title} has {', '.join(modes(spec))}")
+    left = {title: spec for title, spec in specs.items() if not only or set(only) & set(modes(spec))}
+    if not left:
+        raise ValueError(f"none of {', '.join(specs)} has the mode {' or '.join(only)}")
+    for title in specs.keys() - left:
+        print(f"left out: {title}, which has only {', '.join(modes(specs[title]))}", file=sys.stderr)
     checked, cases = [], []
-    for title, spec in specs.items():
+    for title, spec in left.items():
         print(f"measuring {title} ...", file=sys.stderr, flush=True)
         checked.append(check(title, spec, session))
         for subject in subjects(title, spec, session, passed=checked[-1]["passed"], only=only):

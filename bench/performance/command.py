@@ -56,6 +56,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         "machine": environment.machine() | {"memory_bytes": executed.memory()},
         "revision": environment.revision(),
         "command": asked(options),
+        "names": list(options.spec or NAMES),
         "rounds": options.rounds,
         "rows": options.rows,
         "card": find_target(TARGET).card,

@@ -1,5 +1,7 @@
 """The report as one Markdown document."""
 
+import shlex
+
 from bench.markdown import table
 from bench.performance import compiled, executed
 
@@ -12,11 +14,12 @@ def text(record: dict) -> str:
 def _head(record: dict) -> str:
     return f"""# Performance report
 
-Printed by `{record["command"]}`: operations
-of the paper beside the forms in which they are usually written in JAX
+Printed by `{record["command"]}`.
+
+Operations of the paper beside the forms in which they are usually written in JAX
 ([bench/formulations](../bench/formulations/__init__.py)). Figures of whole models are in
 [whole_model.md](whole_model.md) and [performance.md](performance.md#a-whole-model). **Nothing here ran on a
-GPU**: `python -m bench gpu --spec headline 7B` measures the same there.
+GPU**: `python -m bench gpu --spec {shlex.join(record["names"])}` measures them there.
 
 - {", ".join(f"{name} {version}" for name, version in record["versions"].items())}
 - revision {record["revision"] or "unknown"}"""

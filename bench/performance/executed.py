@@ -1,6 +1,6 @@
 """The executed half of the report: CPU time and errors of the reference beside the usual formulations, in float32.
 
-Errors against the float64 oracle are of one row of the batch, as long as the oracle's memory allows. A formulation that
+Errors against the float64 oracle are of one row of the batch, cut to what the oracle has room for. A formulation that
 would need more memory than a part of this machine's is compiled and not run.
 """
 

@@ -139,7 +139,8 @@ def _turns(specs: Titled, gpu: Architecture, seconds: float):
     end = time.monotonic() + seconds
     for number, turn in enumerate(todo):
         now = time.monotonic()
-        print(f"searching for {turn[0]}, {turn[2].kernel} ...", file=sys.stderr, flush=True)
+        if now < end:
+            print(f"searching for {turn[0]}, {turn[2].kernel} ...", file=sys.stderr, flush=True)
         yield *turn, now + max(0.0, end - now) / (len(todo) - number)
 
 

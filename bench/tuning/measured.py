@@ -1,10 +1,10 @@
 """What tiles cost on the GPU at hand: median milliseconds of the program that launches the kernel.
 
 A kernel is measured in the forward where it is one of its kernels, else in the backward. Tiles whose results do not
-agree with those of the heuristic's cost nothing, because they are never taken.
+agree with those of the first cost nothing, because they are never taken.
 """
 
-from collections.abc import Callable
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -29,13 +29,9 @@ class Measure:
     """Programs of one kernel of a problem with tiles to try."""
 
     def __init__(self, spec: Spec, kernel: str, session: Session):
-        op = ops.of(spec)
-        inputs = jax.tree.map(jnp.asarray, op.inputs(spec, session.seed))
+        self._spec, self._kernel, self._session = spec, kernel, session
         backward = BACKWARD if BACKWARD in modes(spec) else FORWARD_BACKWARD
-        mode = FORWARD if kernel == op.KERNELS[0] else backward
-        implementation = session.kernel or "xla"
-        self._session, self._kernel = session, kernel
-        self._build: Callable[[], Built] = lambda: build(spec, mode, implementation, inputs, session.seed)
+        self._mode = FORWARD if kernel == ops.of(spec).KERNELS[0] else backward
         self._expected: dict[str, Any] = {}
 
     def cost(self, tiles: AnyTiles) -> float:
@@ -54,11 +50,15 @@ class Measure:
         _, times = comparable(interleaved(programs, self._session.rounds, self._session.clock))
         return verdict(*ratio(times["than"], times["tiles"])) == "faster"
 
+    @cached_property
+    def _inputs(self) -> dict[str, jax.Array]:
+        return jax.tree.map(jnp.asarray, ops.of(self._spec).inputs(self._spec, self._session.seed))
+
     def _with(self, tiles: AnyTiles) -> Built:
         with use_tiles(**{self._kernel: tiles}):
-            built = self._build()
+            built = build(self._spec, self._mode, self._session.kernel or "xla", self._inputs, self._session.seed)
         values = jax.tree.map(np.asarray, built.values(built.run()))
-        self._expected = self._expected or values  # of the tiles that come first: the heuristic's
+        self._expected = self._expected or values  # of the tiles that come first
         if wrong := [one.name for one in differences(values, self._expected) if not one.within]:
             raise ValueError(f"results differ: {', '.join(wrong)}")
         return built

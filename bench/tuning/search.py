@@ -1,4 +1,4 @@
-"""The search for tiles: from those of the heuristic to the best neighbour, and on from there, while there is time.
+"""The search for tiles: from those that would run anyway to the best neighbour, and on from there, while there is time.
 
 A neighbour differs in one number: twice or half as much; one stage more or fewer.
 """
@@ -28,7 +28,7 @@ class Trial:
 def search(
     start: AnyTiles, cost: Cost, deadline: float, now: Callable[[], float] = time.monotonic
 ) -> tuple[list[Trial], bool]:
-    """Every trial, the start first, until no neighbour is better or the time is up; and whether that is so.
+    """Every trial, the start first, until no neighbour is better or the time is up; and whether it was up.
 
     Args:
         start: tiles to begin with.

@@ -36,15 +36,15 @@ def seed(text: str) -> int:
 
 
 def output_file(text: str) -> Path:
-    """A file to write: no folder, and in one that takes files. Nothing is left there."""
+    """A path that is no folder, in a folder that files can be written to; leaves nothing there."""
     path = Path(text)
     folder = path.absolute().parent
-    if path.is_dir() or not folder.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text!r}")
     try:
+        if path.is_dir() or not folder.is_dir():
+            raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text!r}")
         TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"no file can be written to {str(folder)!r}: {error.strerror}") from error
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {error.strerror}") from error
     return path
 
 

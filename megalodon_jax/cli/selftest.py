@@ -8,6 +8,7 @@ the report has what was found until then. This process never touches the GPU.
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ NO_DEVICE = 3  # exit code of `bench gpu`
 STARTED = re.compile("^(comparing|measuring) ", re.MULTILINE)  # what it says of each problem
 REPORT = "megalodon-selftest.md"
 MINUTES = 30.0
+ROOT = Path(__file__).parents[2]
 PYTHON = (sys.executable, "-P", "-m")  # -P: a folder `bench` of the user's, where the command runs, is not ours
 PATIENCE = 60.0  # seconds, for the environment
 
@@ -64,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         for op in results:
             print(f"testing {op} ...", file=sys.stderr, flush=True)
             results[op] = test(op, options.device, 60 * options.minutes)
-            table = summary(list(results.values()))
+            table, place = summary(list(results.values())), ""
             write(options.out, table, list(results.values()), surroundings)
             place = f"\n\nThe report is {options.out}; a bug report with it says all there is to know."
     finally:
@@ -107,7 +109,10 @@ def bench(arguments: list[str], seconds: float) -> Outcome:
         record, report, log = (Path(folder, name) for name in ("record.json", "report.md", "stderr"))
         try:
             with log.open("w") as file:
-                code = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=file, timeout=seconds).returncode
+                ended = subprocess.run(
+                    command, stdout=subprocess.DEVNULL, stderr=file, timeout=seconds, env=variables()
+                )
+                code = ended.returncode
             became = f"the process ended with {code}"
         except subprocess.TimeoutExpired:
             code, became = None, f"no answer after {seconds / 60:g} minutes"
@@ -130,10 +135,17 @@ def environment() -> str:
     return "\n".join(map(answer, asked))
 
 
+def variables() -> dict[str, str]:
+    """Of the environment; in a checkout, also where this package is: another one may be installed, or none."""
+    checkout = [str(ROOT)] if (ROOT / "pyproject.toml").exists() else []
+    path = os.pathsep.join([*checkout, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return dict(os.environ) | ({"PYTHONPATH": path} if path else {})
+
+
 def answer(command: list[str]) -> str:
     """What a process prints, with its errors where it fails."""
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=variables())
     except subprocess.TimeoutExpired:
         return f"{' '.join(command)}: no answer after {PATIENCE:g} seconds"
     failed = f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr}"
