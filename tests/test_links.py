@@ -55,7 +55,7 @@ def test_numbers_of_the_readme_are_in_the_page_beside_them():
         named = re.findall(r"([^\d]+) ([\d.]+)(?:, |$)", figures)
         assert ", ".join(f"{name} {number}" for name, number in named) == figures
         for name, number in named:
-            words = (re.split(r"[ ,]", what)[0], name, number)
+            words = (re.split(r"[ ,:]", what)[0], name, number)
             printed = ".*".join(rf"(?<![\w.-]){re.escape(word)}(?![\w.-])" for word in words)
             assert any(re.search(printed, line) for line in filled(page)), f"{page}: {what}: {name} {number}"
 
