@@ -123,7 +123,8 @@ def test_compare_shows_other_options():
     assert "- rounds: 3 in A, 5 in B\n" in text
     assert "seed" not in text  # one is new each time, the other the same
     without = compare.text(record([case()]), record([case()], config={**config, "kernel": None}))
-    assert "- **No GPU**: " in without
+    assert "- **No GPU**, no verdicts: " in without
+    assert "noise" not in without
 
 
 def test_compare_takes_the_folder(tmp_path):

@@ -26,6 +26,7 @@ DRAWN = 2000
 SMALLEST = 0.02
 FEWEST = 5
 TOO_FEW = "too few rounds"
+NO_GPU = "no GPU"
 RECORD = "record.json"
 NOT_PROVEN = "not proven"
 _HEADER = ("problem", "mode", "implementation", "A ms", "B ms", "B / A", "95 %", "verdict")
@@ -64,7 +65,7 @@ def text(a: dict, b: dict) -> str:
     if a["device"]["kind"] != b["device"]["kind"]:
         changed.append("- **The devices differ**: ratios compare them as well.")
     same = ["- same device, versions, revision, variables and options, but for the seed"]
-    cpu = ["- **No GPU**: processes on a CPU differ by more than the verdicts know of."]
+    cpu = ["- **No GPU**, no verdicts: processes on a CPU differ by more than their samples tell."]
     notes = (changed or same) + (cpu if _on_cpu(a) or _on_cpu(b) else [])
     return "\n".join(["# bench compare", "", *notes, "", table(_HEADER, rows, left=3), *_apart(a, b)])
 
@@ -109,7 +110,8 @@ def _rows(a: dict, b: dict) -> Iterator[list[str]]:
             continue
         value, low, high = ratio(*(one["samples_ms"] for one in both))
         interval = "-" if math.isinf(high) else f"{low:.3f}-{high:.3f}"
-        yield [*row, f"{value:.3f}", interval, verdict(value, low, high)]
+        judged = NO_GPU if _on_cpu(a) or _on_cpu(b) else verdict(value, low, high)
+        yield [*row, f"{value:.3f}", interval, judged]
 
 
 def _apart(a: dict, b: dict) -> list[str]:
