@@ -46,7 +46,9 @@ def read(file: Path) -> dict:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{file} is no record of `python -m bench gpu --out FOLDER` (format {FORMAT})")
     try:
-        list(_rows(record, record)), list(_conditions(record, record)), _failures(record), _on_cpu(record)
+        for part in (_rows(record, record), _conditions(record, record)):
+            list(part)
+        _failures(record)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ValueError(f"{file} is damaged, a part of the record is missing: {said(error)}") from error
     return record
