@@ -279,8 +279,6 @@ def bad(folder, trained):
         ("train --config {}/tiny.yaml run_dir={}/text.txt/new", "cannot be made a folder (Not a directory); choose"),
         ("train --config {}/broken.gz", "broken.gz is no text: 'utf-8' codec can't decode"),
         ("plot {}/run {}/empty --out {}/new.png", "empty has no metrics.jsonl; give folders that train wrote"),
-        ("plot {}/run --out {}/new", "new: expected the name of a .png file in an existing folder"),
-        ("plot {}/run --out {}/new/curves.png", "expected the name of a .png file in an existing folder"),
         ("demo --out {}/new --data {}/short.txt", "short.txt holds 100 bytes, at least 2048 are needed"),
         ("demo --out {}/new --data {}/nowhere", "nowhere cannot be read"),
         ("generate {}/nowhere", "nowhere is not a folder"),
@@ -322,7 +320,7 @@ def test_arguments_that_argparse_refuses(arguments, capsys):
 @pytest.mark.parametrize("module", ["rich", "matplotlib", "yaml", "orbax", "tensorboardX"])
 def test_training_without_the_extra(monkeypatch, capsys, module):
     monkeypatch.setitem(sys.modules, module, None)
-    for command in (["demo"], ["train", "--config", "test"], ["plot", "x", "--out", "y"]):
+    for command in (["demo"], ["train", "--config", "test"], ["plot", "x", "--out", "y.png"]):
         assert main(command) == 2
         assert 'pip install "megalodon-pallas[train]"' in capsys.readouterr().err
 
@@ -392,3 +390,10 @@ def test_a_demo_that_diverges_never_saves_what_diverged(folder, tmp_path, monkey
     assert "smaller learning rate" in capsys.readouterr().err
     if (out / WEIGHTS).exists():
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(load_checkpoint(out)))
+
+
+@pytest.mark.parametrize("out", ["new", "new/curves.png"])
+def test_a_picture_that_cannot_be_written(out, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["plot", str(tmp_path), "--out", str(tmp_path / out)])
+    assert "argument --out: expected a file" in capsys.readouterr().err

@@ -109,7 +109,7 @@ def prepare(folder: Path, what: str = "--out") -> None:
 
 def write(record: dict, folder: Path) -> None:
     """The record, the report and, where matplotlib is installed, the pictures."""
-    report.write_json(record, folder / "record.json")
+    report.write_json(record, folder / compare.RECORD)
     report.write_text(markdown.text(record), folder / "report.md")
     if find_spec("matplotlib") is None:
         print('no pictures without matplotlib: pip install "megalodon-pallas[bench]"', file=sys.stderr)

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from megalodon_jax.cli.arguments import output_picture
 from megalodon_jax.cli.errors import CommandError, bad_input, require_extra_train
 
 
@@ -12,7 +13,9 @@ def add_parser(subcommands) -> None:
         "plot", help="draw the loss curves of runs", description="Draw the loss curves of runs into one PNG file."
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder that train wrote")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="file to write, replaced if there")
+    parser.add_argument(
+        "--out", type=output_picture, required=True, metavar="FILE.png", help="file to write, replaced if there"
+    )
     parser.set_defaults(run=run)
 
 
@@ -23,8 +26,6 @@ def run(options: argparse.Namespace) -> None:
         CommandError: a folder without metrics, or metrics without losses; a file that cannot be written.
     """
     require_extra_train()
-    if options.out.suffix != ".png" or not options.out.absolute().parent.is_dir():
-        raise CommandError(f"--out {options.out}: expected the name of a .png file in an existing folder")
     from megalodon_jax.cli.figures import save_loss_curves
     from megalodon_jax.training.folder import METRICS
     from megalodon_jax.training.metrics import read_metrics
